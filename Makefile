@@ -1,0 +1,70 @@
+# make demo    install, then run pipelines/digits.yaml
+# make test    install, then run all that CI runs
+# make quick   lint and fast tests: the loop while developing
+#
+# make demo PYTHON=python3.12 TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+TORCH_INDEX ?=
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.installed-runtime
+DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+FASHION_MNIST := /usr/share/datasets/fashion-mnist
+
+.PHONY: demo test quick install dev fashion-mnist lint types layers docker-lint clean
+
+demo: $(RUNTIME)
+	$(BIN)/compress run pipelines/digits.yaml
+
+test: fashion-mnist $(DEV) lint types layers docker-lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+quick: $(DEV) lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu"
+
+install: $(RUNTIME)
+
+dev: $(DEV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("compress needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone, so that TORCH_INDEX chooses its build and every other package keeps its usual index.
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/pyright
+
+layers: $(DEV)
+	$(BIN)/lint-imports
+
+docker-lint: $(DEV)
+	$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
+
+# Tests that need the dataset skip, with the reason, where it is absent.
+fashion-mnist:
+	@if [ -d $(FASHION_MNIST) ]; then :; \
+	elif ! command -v apt-get >/dev/null; then echo 'fashion-mnist: skipped, no apt-get here'; \
+	elif [ "$$(id -u)" != 0 ]; then echo 'fashion-mnist: skipped, not root; sudo apt-get install dataset-fashion-mnist'; \
+	elif apt-get update -qq && apt-get install -y -qq --no-install-recommends dataset-fashion-mnist >/dev/null; \
+	then echo 'fashion-mnist: installed in $(FASHION_MNIST)'; \
+	else echo 'fashion-mnist: skipped, apt-get could not fetch dataset-fashion-mnist'; fi
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

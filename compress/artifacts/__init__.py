@@ -1,0 +1,1 @@
+"""What is stored: artifacts with their manifests, runs with their records."""

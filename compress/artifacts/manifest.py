@@ -1,0 +1,154 @@
+"""Artifact kinds, and the manifest that every artifact carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class Kind(StrEnum):
+    """What an artifact's payload is."""
+
+    CHECKPOINT = "checkpoint"
+    ONNX_MODEL = "onnx_model"
+    QUANTIZED_ONNX = "quantized_onnx"
+    ENGINE = "engine"
+    REPORT = "report"
+
+
+class Record(BaseModel):
+    """Base of everything stored as JSON: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metric(Record):
+    """One measured number, with all that is needed to read it."""
+
+    name: str
+    value: float
+    unit: str
+    split: str | None = None
+    n: int | None = None
+
+
+class Tensor(Record):
+    """One input or output of the artifact's model."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]  # a string names a dynamic axis
+    layout: str | None = None  # e.g. NCHW
+    preprocessing: str | None = None  # what the caller must do; normalisation is inside the graph
+
+
+class Quantization(Record):
+    """How an artifact's model was quantized."""
+
+    scheme: str
+    method: str | None = None
+    calibration_samples: int = 0
+    calibration_digest: str | None = None  # SHA-256 over the sorted digests of the samples
+    float_layers: tuple[str, ...] = ()
+
+
+class FileEntry(Record):
+    """One payload file."""
+
+    sha256: str
+    bytes: int
+
+
+class InputRef(Record):
+    """One input artifact: where it came from and what was in it."""
+
+    step: str
+    stage: str
+    key: str
+    digest: str
+    revision: int | None = None
+
+
+class Source(Record):
+    """The code that wrote the artifact."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+class Manifest(Record):
+    """`manifest.json`: written last, and the only thing that makes a folder an artifact."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    stage: str
+    stage_version: int
+    key: str  # SHA-256 of key_document
+    key_document: dict[str, Any]
+    digest: str  # SHA-256 over the payload's file names and hashes
+    revision: int | None = None  # measured artifacts only
+    inputs: dict[str, tuple[InputRef, ...]]  # role -> artifacts
+    config: dict[str, Any]
+    files: dict[str, FileEntry]
+    tensors: tuple[Tensor, ...] = ()
+    quantization: Quantization | None = None
+    metrics: tuple[Metric, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences for people, e.g. "0 tensors calibrated, 41 scales kept from qat"
+    environment: dict[str, Any]
+    source: Source
+    created_at: str  # ISO 8601, UTC; for the record only
+    duration_s: float  # for the record only
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact as a stage sees it: a verified folder and its manifest.
+
+    `step` is the name of the recipe step that produced it in the run at hand.
+    """
+
+    kind: ClassVar[Kind]
+    step: str
+    path: Path
+    manifest: Manifest
+
+
+class Checkpoint(Artifact):
+    """Weights and the recipe of the network they belong to."""
+
+    kind = Kind.CHECKPOINT
+
+
+class OnnxModel(Artifact):
+    """`model.onnx`: float, or Q/DQ where the checkpoint was trained with fake-quant."""
+
+    kind = Kind.ONNX_MODEL
+
+
+class QuantizedOnnx(Artifact):
+    """`model.onnx` (signed, for TensorRT), `model.ort.onnx` (unsigned, for ONNX Runtime CPU), `scales.json`."""
+
+    kind = Kind.QUANTIZED_ONNX
+
+
+class Engine(Artifact):
+    """`model.plan` and its sidecar `model.json`."""
+
+    kind = Kind.ENGINE
+
+
+class Report(Artifact):
+    """`report.json` and `samples.npz`."""
+
+    kind = Kind.REPORT
+
+
+ARTIFACTS: dict[Kind, type[Artifact]] = {
+    cls.kind: cls for cls in (Checkpoint, OnnxModel, QuantizedOnnx, Engine, Report)
+}

@@ -1,0 +1,112 @@
+"""`compress ls`: the runs and artifacts of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.artifacts.manifest import Artifact
+from compress.artifacts.runs import RunRecord
+from compress.artifacts.store import Damage, Store
+from compress.cli.places import shown, store_root
+from compress.cli.render import headline, print_document, print_tables, short_key
+from compress.report.tables import ABSENT, Table, size_text
+
+
+def list_contents(store_option: Path | None, *, as_json: bool) -> None:
+    """Print the runs and artifacts of a store, newest last; a store that does not exist yet is empty.
+
+    Args:
+        store_option: what `--store` said.
+        as_json: print `{store, runs, artifacts, damaged}` as one document.
+    """
+    root = store_root(store_option)
+    store = Store(root)
+    runs, found = store.list_runs(), store.list()
+    artifacts = [one for one in found if isinstance(one, Artifact)]
+    damaged = [one for one in found if isinstance(one, Damage)]
+    if as_json:
+        print_document(
+            {
+                "store": str(root),
+                "runs": [run_row(run) for run in runs],
+                "artifacts": [artifact_row(artifact) for artifact in artifacts],
+                "damaged": [{"path": str(one.path), "reason": one.reason} for one in damaged],
+            }
+        )
+        return
+    if not runs and not found:
+        print(f"{shown(root)} is empty; compress run RECIPE fills it")
+        return
+    print_tables([_run_table(runs), _artifact_table(artifacts)])
+    for one in damaged:
+        print(f"damaged: {shown(one.path)}: {one.reason}")
+
+
+def run_row(run: RunRecord) -> dict[str, Any]:
+    """What `ls --json` says of a run."""
+    finished = sum(step.status in ("hit", "done") for step in run.steps)
+    return {
+        "run": run.id,
+        "recipe": run.recipe,
+        "recipe_path": run.recipe_path,
+        "seed": run.seed,
+        "status": run.status,
+        "started_at": run.started_at,
+        "steps": len(run.steps),
+        "steps_finished": finished,
+        "exit_code": run.exit_code,
+    }
+
+
+def artifact_row(artifact: Artifact) -> dict[str, Any]:
+    """What `ls --json` says of an artifact."""
+    manifest = artifact.manifest
+    return {
+        "key": manifest.key,
+        "revision": manifest.revision,
+        "kind": manifest.kind.value,
+        "stage": manifest.stage,
+        "digest": manifest.digest,
+        "path": str(artifact.path),
+        "size_bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "created_at": manifest.created_at,
+        "metrics": [metric.model_dump(mode="json") for metric in manifest.metrics],
+    }
+
+
+def _run_table(runs: list[RunRecord]) -> Table:
+    rows = tuple(
+        (
+            str(row["run"]),
+            str(row["recipe"]),
+            str(row["seed"]),
+            str(row["status"]),
+            f"{row['steps_finished']} of {row['steps']}",
+            ABSENT if row["exit_code"] is None else str(row["exit_code"]),
+            _moment(str(row["started_at"])),
+        )
+        for row in map(run_row, runs)
+    )
+    header = ("run", "recipe", "seed", "status", "steps", "exit code", "started (UTC)")
+    return Table(f"Runs: {len(runs)}", header, rows, frozenset({2, 5}))
+
+
+def _artifact_table(artifacts: list[Artifact]) -> Table:
+    rows = tuple(
+        (
+            short_key(row["key"], row["revision"]),
+            row["stage"],
+            row["kind"],
+            size_text(row["size_bytes"]),
+            _moment(row["created_at"]),
+            headline(artifact.manifest),
+        )
+        for artifact, row in ((artifact, artifact_row(artifact)) for artifact in artifacts)
+    )
+    header = ("key", "stage", "kind", "size", "created (UTC)", "metric")
+    return Table(f"Artifacts: {len(artifacts)}", header, rows, frozenset({3}))
+
+
+def _moment(iso: str) -> str:
+    return iso[:19].replace("T", " ")

@@ -1,0 +1,164 @@
+"""`compress show`: one artifact or one run, as deep as its kind allows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.artifacts.manifest import Artifact, Engine, Manifest, OnnxModel, QuantizedOnnx, Report
+from compress.artifacts.runs import RunRecord
+from compress.artifacts.store import Store
+from compress.cli.places import shown, store_root
+from compress.cli.render import duration_text, metric_text, print_document, print_tables, short_key
+from compress.cli.reporting import load_report, report_text, verdicts_of
+from compress.report.tables import ABSENT, Table, gate_table, size_text
+
+
+def show_reference(reference: str, store_option: Path | None, *, as_json: bool) -> None:
+    """Print a run record, or a manifest with what its kind has to say.
+
+    Args:
+        reference: key prefix, run id or RUN:STEP.
+        store_option: what `--store` said.
+        as_json: print the same facts as one document.
+
+    Raises:
+        UsageError: nothing, or more than one thing, goes by that name.
+        ArtifactError: its payload is damaged.
+    """
+    store = Store(store_root(store_option))
+    found = store.resolve(reference)
+    if isinstance(found, RunRecord):
+        if as_json:
+            print_document(found.model_dump(mode="json"))
+        else:
+            _print_run(found)
+        return
+    details = describe_payload(store, found)
+    if as_json:
+        print_document({"path": str(found.path), "manifest": found.manifest.model_dump(mode="json"), **details})
+        return
+    print_tables([_manifest_table(found), *_manifest_tables(found.manifest)])
+    for file, summary in details.get("onnx", {}).items():
+        print()
+        print_tables([_facts(file, _flat(summary))])
+    if "engine" in details:
+        print()
+        print_tables([_facts("model.json", _flat(details["engine"]))])
+    if isinstance(found, Report):
+        print(f"\n{report_text(load_report(store, found), [])}")
+
+
+def describe_payload(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """Return what lies in an artifact besides its manifest; its hashes are checked first.
+
+    Returns:
+        `onnx`: file -> operators, inputs and outputs, Q/DQ coverage; `engine`: the sidecar; `report`: the document;
+        nothing for a checkpoint.
+
+    Raises:
+        ArtifactError: damaged.
+    """
+    store.verify(artifact)
+    if isinstance(artifact, OnnxModel | QuantizedOnnx):
+        from compress.onnx_graph.inspect import summarize
+        from compress.onnx_graph.loading import load_onnx
+
+        files = sorted(artifact.path.glob("*.onnx"))
+        return {"onnx": {file.name: summarize(load_onnx(file)) for file in files}}
+    if isinstance(artifact, Engine):
+        return {"engine": json.loads((artifact.path / "model.json").read_bytes())}
+    if isinstance(artifact, Report):
+        return {"report": load_report(store, artifact).model_dump(mode="json")}
+    return {}
+
+
+def _print_run(run: RunRecord) -> None:
+    facts = {
+        "recipe": f"{run.recipe} ({run.recipe_path})",
+        "seed": run.seed,
+        "status": run.status,
+        "started (UTC)": run.started_at[:19].replace("T", " "),
+        "exit code": ABSENT if run.exit_code is None else run.exit_code,
+    }
+    rows = tuple(
+        (step.name, step.stage, step.status, short_key(step.key, step.revision), duration_text(step.seconds))
+        for step in run.steps
+    )
+    tables = [_facts(f"Run {run.id}", facts), Table("Steps", ("step", "stage", "status", "key", "time"), rows)]
+    gates = gate_table(verdicts_of(run))
+    print_tables([*tables, *([gates] if gates.rows else [])])
+    for step in run.steps:
+        if step.error:
+            print(f"\n{step.name} failed: {step.error}")
+
+
+def _manifest_table(artifact: Artifact) -> Table:
+    manifest = artifact.manifest
+    facts: dict[str, object] = {
+        "stage": f"{manifest.stage}, version {manifest.stage_version}",
+        "key": manifest.key,
+        "digest": manifest.digest,
+        "path": shown(artifact.path),
+        "created (UTC)": f"{manifest.created_at[:19].replace('T', ' ')}, in {duration_text(manifest.duration_s)}",
+        "source": _source(manifest),
+    }
+    facts |= {f"config {name}": value for name, value in _flat(manifest.config).items()}
+    if manifest.quantization is not None:
+        facts |= {f"quantization {k}": v for k, v in _flat(manifest.quantization.model_dump(mode="json")).items()}
+    facts |= {f"environment {name}": value for name, value in _flat(manifest.environment).items()}
+    facts |= {f"note {number}": note for number, note in enumerate(manifest.notes, 1)}
+    return _facts(f"{manifest.kind.value} {short_key(manifest.key, manifest.revision)}", facts)
+
+
+def _manifest_tables(manifest: Manifest) -> list[Table]:
+    inputs = tuple(
+        (role, ref.step, ref.stage, short_key(ref.key, ref.revision), ref.digest[:12])
+        for role, refs in manifest.inputs.items()
+        for ref in refs
+    )
+    files = tuple((name, size_text(entry.bytes), entry.sha256) for name, entry in manifest.files.items())
+    tensors = tuple(
+        (one.name, one.dtype, _shape(one.shape), one.layout or ABSENT, one.preprocessing or ABSENT)
+        for one in manifest.tensors
+    )
+    tables = [
+        Table("Inputs", ("role", "step", "stage", "key", "digest"), inputs),
+        Table("Files", ("file", "size", "sha256"), files, frozenset({1})),
+        Table("Tensors", ("tensor", "dtype", "shape", "layout", "preprocessing"), tensors),
+        Table("Metrics", ("metric",), tuple((metric_text(metric),) for metric in manifest.metrics)),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _source(manifest: Manifest) -> str:
+    if manifest.source.commit is None:
+        return "not in a git repository"
+    return manifest.source.commit[:12] + (", with uncommitted changes" if manifest.source.dirty else "")
+
+
+def _facts(title: str, facts: Mapping[str, object]) -> Table:
+    # A table of two columns needs no header; the title stands above it.
+    rows = tuple((f"  {name}", str(value)) for name, value in facts.items())
+    return Table("", (title, ""), rows)
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
+
+
+def _flat(document: object, prefix: str = "") -> dict[str, object]:
+    """Flatten nested mappings and lists of mappings to one line a value, e.g. `batch.min`."""
+    if isinstance(document, Mapping):
+        items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in document.items()]
+    elif isinstance(document, list) and any(isinstance(value, Mapping | list) for value in document):
+        items = [(f"{prefix}[{index}]", value) for index, value in enumerate(document)]
+    else:
+        text = ", ".join(map(str, document)) if isinstance(document, list | tuple) else document
+        return {prefix: ABSENT if text is None or text == "" else text}
+    flat: dict[str, object] = {}
+    for name, value in items:
+        flat |= _flat(value, name)
+    return flat

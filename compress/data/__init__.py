@@ -1,0 +1,1 @@
+"""Datasets, fixed splits, seeded batches and the calibration set."""

@@ -1,0 +1,125 @@
+"""Seeded batches: the same bytes for the same seed and epoch, whatever the number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from compress.data.split import Split
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images.
+
+    Attributes:
+        flip: mirror every image left to right with probability 1/2.
+        shift_px: move every image by up to so many pixels along each axis; what enters is zero.
+    """
+
+    flip: bool = False
+    shift_px: int = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether any image is changed."""
+        return self.flip or self.shift_px > 0
+
+
+class Batch(NamedTuple):
+    """Some samples of a split.
+
+    Attributes:
+        images: (n, channels, height, width), float32 in [0, 1].
+        labels: (n,), int64.
+        indices: (n,), int64: positions in the split.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+def batch_count(samples: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """Return how many batches `batches` yields for so many samples."""
+    return samples // batch_size if drop_last else -(-samples // batch_size)
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    augment: Augmentation | None = None,
+    shuffle: bool = False,
+    drop_last: bool = False,
+) -> Iterator[Batch]:
+    """Yield a split once, in sample order or shuffled.
+
+    Order, flips and shifts are drawn for the whole epoch from (seed, epoch); a sample's augmentation
+    does not depend on the batch size.
+
+    Args:
+        split: the samples.
+        batch_size: samples in a batch, >= 1.
+        seed: of the run, >= 0.
+        epoch: counted from 0.
+        augment: changes to the images; None for none.
+        shuffle: another order each epoch.
+        drop_last: leave out a last batch with fewer samples.
+
+    Raises:
+        ValueError: batch_size < 1, seed or epoch < 0, or shift_px < 0 or beyond the image.
+    """
+    if batch_size < 1 or seed < 0 or epoch < 0:
+        raise ValueError(f"expected batch_size >= 1, seed >= 0, epoch >= 0; got {batch_size}, {seed}, {epoch}")
+    if augment is not None and not 0 <= augment.shift_px < min(split.images.shape[2:]):
+        raise ValueError(f"shift_px is {augment.shift_px}, expected 0 or more and below {min(split.images.shape[2:])}")
+    # Separate streams, so that augmenting does not change the order.
+    order_stream, change_stream = (np.random.Generator(np.random.PCG64([seed, epoch, purpose])) for purpose in (0, 1))
+    order = order_stream.permutation(len(split)) if shuffle else np.arange(len(split))
+    count = batch_count(len(split), batch_size, drop_last=drop_last)
+    changes = _Changes(change_stream, len(split), augment) if augment is not None and augment.active else None
+    return _batches(split, order.astype(np.int64), batch_size, count, changes)
+
+
+def _batches(
+    split: Split, order: NDArray[np.int64], batch_size: int, count: int, changes: _Changes | None
+) -> Iterator[Batch]:
+    for number in range(count):
+        chosen = order[number * batch_size : (number + 1) * batch_size]
+        pixels = split.images[chosen]
+        if changes is not None:
+            pixels = changes.apply(pixels, chosen)
+        images = torch.from_numpy(pixels).to(torch.float32).div_(255)
+        yield Batch(images, torch.from_numpy(split.labels[chosen]), torch.from_numpy(chosen))
+
+
+class _Changes:
+    """Flips and shifts of every sample for one epoch."""
+
+    def __init__(self, stream: np.random.Generator, samples: int, augment: Augmentation) -> None:
+        self.shift_px = augment.shift_px
+        self.flips = stream.random(samples) < (0.5 if augment.flip else 0.0)
+        self.corners = stream.integers(0, 2 * augment.shift_px + 1, size=(samples, 2))
+
+    def apply(self, pixels: NDArray[np.uint8], indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return changed copies of the samples at `indices`."""
+        flips = self.flips[indices]
+        pixels[flips] = pixels[flips, :, :, ::-1]
+        if not self.shift_px:
+            return pixels
+        height, width = pixels.shape[2:]
+        padding = (self.shift_px, self.shift_px)
+        padded = np.pad(pixels, ((0, 0), (0, 0), padding, padding))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+        top, left = self.corners[indices].T
+        return np.ascontiguousarray(windows[np.arange(len(pixels)), :, top, left])

@@ -1,0 +1,1 @@
+"""Sessions that run one variant each, and the builder of TensorRT engines."""

@@ -1,0 +1,139 @@
+"""The JSON file beside an engine: what was built, from what, by what, and the digest that admits it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from compress.engines.rtx_program import Kind
+from compress.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IoTensor(_Entry):
+    """One input or output of the engine."""
+
+    name: str
+    mode: Literal["input", "output"]
+    dtype: str  # as numpy writes it
+    shape: tuple[int | str, ...]  # a string names a dynamic axis
+
+
+class Profile(_Entry):
+    """The shapes that one input may take, and the one that kernels are chosen for."""
+
+    input: str
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+class OperationTypes(_Entry):
+    """Operand types of one convolution or matrix product inside the engine."""
+
+    kind: Kind
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    int8: bool
+
+
+class Count(_Entry):
+    """Nodes of the ONNX graph that multiply int8 by int8 in the engine, out of all of their kind."""
+
+    int8: int
+    total: int
+
+
+class OperandTypes(_Entry):
+    """Evidence from the engine's undocumented program text: advisory."""
+
+    convolutions: Count
+    gemms: Count
+    float_nodes: tuple[str, ...]
+    unseen_nodes: tuple[str, ...]
+    operations: tuple[OperationTypes, ...]
+
+
+class Sidecar(_Entry):
+    """`model.json`: no time and no path in it, so that the same build gives the same bytes."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    backend: str
+    backend_version: str
+    portable: bool  # built for several compute capabilities instead of the machine's own
+    compute_capabilities: tuple[str, ...]  # e.g. 8.9
+    strongly_typed: bool  # types come from the graph alone
+    workspace_bytes: int | None  # None: the backend's default
+    profiles: tuple[Profile, ...]  # empty for a fixed batch
+    io: tuple[IoTensor, ...]
+    layers: int  # of the parsed network, before fusion
+    onnx_sha256: str
+    plan_sha256: str
+    plan_bytes: int
+    operand_types: OperandTypes | None  # None where the backend's engines cannot be read
+    messages: tuple[str, ...]  # warnings and errors of a build that succeeded
+
+
+def sidecar_path(plan_path: Path) -> Path:
+    """Where the sidecar of a plan lies: beside it, `model.plan` -> `model.json`."""
+    return plan_path.with_suffix(".json")
+
+
+def write_sidecar(sidecar: Sidecar, path: Path) -> None:
+    """Write canonical JSON: sorted keys, two spaces, a newline at the end."""
+    document = json.dumps(sidecar.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(document + "\n", encoding="utf-8")
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read and validate a sidecar.
+
+    Raises:
+        ArtifactError: missing, no JSON, or another schema.
+    """
+    try:
+        return Sidecar.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"The engine has no sidecar: {path.name} is missing", where=str(path), hint="build the engine again"
+        ) from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ArtifactError(
+            f"The engine's sidecar is malformed: {problems}", where=str(path), hint="build the engine again"
+        ) from error
+
+
+def read_plan(path: Path, sidecar: Sidecar) -> bytes:
+    """Read a plan whose SHA-256 is the recorded one.
+
+    An engine is native code: nothing else may reach a deserializer.
+
+    Raises:
+        ArtifactError: missing, or not the bytes that the sidecar describes.
+    """
+    try:
+        plan = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"There is no engine: {path.name} is missing", where=str(path), hint="build the engine again"
+        ) from error
+    digest = hashlib.sha256(plan).hexdigest()
+    if digest != sidecar.plan_sha256:
+        raise ArtifactError(
+            f"The engine is not the one that was built: SHA-256 {digest[:12]} over {len(plan)} bytes, "
+            f"expected {sidecar.plan_sha256[:12]} over {sidecar.plan_bytes}",
+            where=str(path),
+            hint="copy it again, or build the engine again",
+        )
+    return plan

@@ -1,0 +1,176 @@
+"""Builds TensorRT and TensorRT-RTX engines from ONNX, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.engines.availability import obstacle
+from compress.engines.build_request import BuildAnswer, BuildRequest
+from compress.engines.sidecar import Sidecar, sidecar_path, write_sidecar
+from compress.errors import CompressError, ModelError, UnavailableError, UsageError
+
+BUILDERS = ("tensorrt_rtx", "tensorrt")
+CHILD = (sys.executable, "-m", "compress.engines.build_child")
+_LAST_MESSAGES = 8
+_LAST_LINES = 20
+
+
+def build_engine(
+    onnx_path: Path,
+    plan_path: Path,
+    *,
+    backend: str = "tensorrt_rtx",
+    batch: tuple[int, int, int] = (1, 8, 64),
+    input_name: str = "image",
+    timeout_s: float = 900.0,
+    workspace_bytes: int | None = None,
+    compute_capabilities: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Build an engine and its sidecar; the same ONNX bytes give the same plan bytes from any folder.
+
+    Args:
+        onnx_path: a float graph, or one with signed symmetric int8 Q/DQ.
+        plan_path: where the plan goes; the sidecar goes beside it, with the suffix `.json`.
+        backend: `tensorrt_rtx` (needs no GPU to build) or `tensorrt`.
+        batch: smallest, typical and largest batch, 1 <= min <= opt <= max; kernels are chosen for the typical one.
+        input_name: the input whose batch this is; other inputs with a dynamic first axis get the same.
+        timeout_s: the build is stopped after that many seconds, > 0.
+        workspace_bytes: scratch memory that kernels may use, > 0; None for the backend's default.
+        compute_capabilities: GPUs to build for, e.g. `8.9`; empty for the backend's default, which is
+            portable with TensorRT-RTX and this machine's GPU with TensorRT. An engine that has to run on 7.5
+            too computes in float throughout, int8 Q/DQ or not.
+
+    Returns:
+        The sidecar's document; see `compress.engines.sidecar.Sidecar`.
+
+    Raises:
+        UsageError: batch, input name, backend, limits or compute capabilities make no sense.
+        ModelError: the graph is invalid or unsupported, or crashes the builder.
+        UnavailableError: the backend or the GPU that it needs is not here, or the time is up.
+        TryAgainError: the disk is full.
+    """
+    _check_arguments(backend, batch, timeout_s, workspace_bytes)
+    if not onnx_path.is_file():
+        raise ModelError(f"There is no ONNX file at {onnx_path}")
+    missing = obstacle(backend, to="build")
+    if missing is not None:
+        raise UnavailableError(f"{backend} cannot build engines here: {missing.explanation}", hint=missing.install_hint)
+    # On the plan's own file system, so that the finished plan is moved into place whole.
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=plan_path.parent) as folder:
+        request = BuildRequest(
+            onnx_path=onnx_path.absolute(),
+            plan_path=Path(folder, "plan").absolute(),
+            answer_path=Path(folder, "answer.json").absolute(),
+            log_path=Path(folder, "log.jsonl").absolute(),
+            backend=backend,
+            batch=batch,
+            input_name=input_name,
+            workspace_bytes=workspace_bytes,
+            compute_capabilities=tuple(compute_capabilities),
+        )
+        sidecar = run_child(request, timeout_s)
+        os.replace(request.plan_path, plan_path)
+    write_sidecar(sidecar, sidecar_path(plan_path))
+    return sidecar.model_dump(mode="json")
+
+
+def run_child(request: BuildRequest, timeout_s: float, command: Sequence[str] = CHILD) -> Sidecar:
+    """Hand a request to the building process and turn however it ends into a sidecar or an error.
+
+    Args:
+        request: what to build.
+        timeout_s: limit in seconds.
+        command: the process; it must read the request from standard input.
+
+    Raises:
+        CompressError: what the child reported, or its crash or the time limit as such.
+        RuntimeError: the child failed in a way that nobody foresaw.
+    """
+    # It starts in its own empty folder: a module of the user's that happens to be called `onnx` is not imported.
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    try:
+        done = subprocess.run(
+            command,
+            input=request.model_dump_json(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            cwd=request.plan_path.parent,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(
+            f"{request.backend} did not finish within {timeout_s:g} s{_last_messages(request.log_path)}",
+            where=request.onnx_path.name,
+            hint="raise the time limit, or build on a faster machine",
+        ) from error
+    if done.returncode < 0:
+        raise _crash(request, -done.returncode)
+    if done.returncode > 0 or not request.answer_path.is_file():
+        tail = "\n".join(done.stderr.strip().splitlines()[-_LAST_LINES:])
+        raise RuntimeError(f"the building process ended with {done.returncode}:\n{tail}")
+    answer = BuildAnswer.model_validate_json(request.answer_path.read_bytes())
+    if answer.failure is not None:
+        raise answer.failure.as_error().at(request.onnx_path.name)
+    if answer.sidecar is None:
+        raise RuntimeError("the building process answered nothing")
+    return answer.sidecar
+
+
+def _check_arguments(backend: str, batch: tuple[int, int, int], timeout_s: float, workspace_bytes: int | None) -> None:
+    if backend not in BUILDERS:
+        raise UsageError(f"Unknown engine backend {backend!r}: expected {' or '.join(BUILDERS)}")
+    smallest, typical, largest = batch
+    got = f"got min {smallest}, opt {typical}, max {largest}; expected 1 <= min <= opt <= max"
+    if smallest < 1:
+        raise UsageError(f"batch min below 1: {got}")
+    if smallest > typical:
+        raise UsageError(f"batch min above opt: {got}")
+    if typical > largest:
+        raise UsageError(f"batch opt above max: {got}")
+    if timeout_s <= 0:
+        raise UsageError(f"The time limit must be above 0 s, got {timeout_s:g}")
+    if workspace_bytes is not None and workspace_bytes <= 0:
+        raise UsageError(f"The workspace must be above 0 bytes, got {workspace_bytes}")
+
+
+def _crash(request: BuildRequest, number: int) -> CompressError:
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    messages = _last_messages(request.log_path)
+    if number in (signal.SIGKILL, signal.SIGTERM):  # from outside: the kernel out of memory, or somebody
+        return UnavailableError(
+            f"The process that built the engine was killed ({name}), as happens when memory runs out{messages}",
+            where=request.onnx_path.name,
+            hint="free some memory, or build on a larger machine",
+        )
+    return ModelError(
+        f"{request.backend} crashed ({name}) on this model{messages}",
+        where=request.onnx_path.name,
+        hint="simplify the graph until it builds, then report the last node to NVIDIA",
+    )
+
+
+def _last_messages(log_path: Path) -> str:
+    if not log_path.is_file():
+        return "; it had said nothing"
+    lines = log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_MESSAGES:]
+    texts: list[str] = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the crash cut the last line short; what is there still tells something
+            texts.append(line)
+        else:
+            texts.append(f"{entry['severity']}: {entry['text'].strip()}")
+    return "; its last messages:" + "".join(f"\n  {text}" for text in texts) if texts else "; it had said nothing"

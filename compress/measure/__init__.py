@@ -1,0 +1,1 @@
+"""Measurements of variants: latency, fidelity, and the statistics that read them."""

@@ -1,0 +1,1 @@
+"""Built-in networks, the user's own, and weights that are brought."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: export from torch, Q/DQ edits, the unsigned rewrite, the linter."""

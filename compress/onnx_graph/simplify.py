@@ -1,0 +1,202 @@
+"""Exact rewrites that make a graph smaller and friendlier to integer kernels, without changing what it computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from compress.errors import ModelError
+from compress.onnx_graph.canonical import DEQUANTIZE
+from compress.onnx_graph.graph import (
+    GraphIndex,
+    attributes,
+    copy_model,
+    names_of,
+    opset_of,
+    rename_inputs,
+    set_nodes,
+    shapes_of,
+    tensor_from,
+    tidy,
+    unique_name,
+)
+
+FOLD_LIMIT_ELEMENTS = 1 << 26  # a constant that folding would blow up beyond this stays computed
+RANDOM_OPERATORS = frozenset({"RandomNormal", "RandomUniform", "Bernoulli", "Multinomial"})
+
+
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A simplified copy: constants folded, identities and dead nodes gone, BatchNormalization in its conv or Gemm.
+
+    Also: a weight's Q is folded into an int8 initializer, a Transpose between an int8 weight and its reader is
+    folded into the initializer, and a mean over height and width becomes GlobalAveragePool, for which both
+    TensorRT and ONNX Runtime have int8 kernels. Names of surviving tensors stay.
+
+    Raises:
+        ModelError: control flow, or shapes that contradict each other.
+    """
+    result = tidy(copy_model(model))
+    _fold_constants(result)
+    _remove_identities(result)
+    _fold_weight_transposes(result)
+    _fold_batch_norms(result)
+    _pool_from_mean(result)
+    return tidy(result)
+
+
+def _fold_constants(model: onnx.ModelProto) -> None:
+    index = GraphIndex(model)
+    opset = opset_of(model)
+    kept = []
+    for node in model.graph.node:
+        values = [index.constant(name) for name in node.input if name]
+        random = node.op_type in RANDOM_OPERATORS
+        # a DequantizeLinear of a constant is how int8 weights are stored: folding it would undo the quantization
+        if random or node.op_type == DEQUANTIZE or any(value is None for value in values):
+            kept.append(node)
+            continue
+        for name, array in _evaluate(node, dict(zip(filter(None, node.input), values, strict=True)), opset).items():
+            if array.size > FOLD_LIMIT_ELEMENTS:
+                raise ModelError(
+                    f"A constant of {array.size} elements is computed in the graph; the limit is "
+                    f"{FOLD_LIMIT_ELEMENTS}.",
+                    where=f"node {node.name or name}",
+                    hint="Store it as a parameter or compute it from the input.",
+                )
+            model.graph.initializer.append(tensor_from(array, name))
+            index.constants[name] = model.graph.initializer[-1]
+    set_nodes(model, kept)
+
+
+def _evaluate(node: onnx.NodeProto, values: dict[str, np.ndarray | None], opset: int) -> dict[str, np.ndarray]:
+    inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+              for name, v in values.items() if v is not None]
+    names = [name for name in node.output if name]
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    graph = helper.make_graph([node], "fold", inputs, outputs)
+    mini = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
+    with np.errstate(all="ignore"):  # a non-finite result is caught by the checks on weights
+        results = ReferenceEvaluator(mini).run(None, values)
+    return {name: np.asarray(array) for name, array in zip(names, results, strict=True)}
+
+
+def _is_identity(node: onnx.NodeProto, index: GraphIndex) -> bool:
+    if node.op_type == "Identity":
+        return True
+    if node.op_type == "Dropout":  # inference mode unless its third input says training
+        training = index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        mask_read = len(node.output) > 1 and (index.uses(node.output[1]) or node.output[1] in index.outputs)
+        return not mask_read and (len(node.input) < 3 or (training is not None and not bool(training)))
+    return False
+
+
+def _remove_identities(model: onnx.ModelProto) -> None:
+    index = GraphIndex(model)
+    renames: dict[str, str] = {}
+    kept = []
+    for node in model.graph.node:
+        if not _is_identity(node, index):
+            kept.append(node)
+            continue
+        source, target = node.input[0], node.output[0]
+        while source in renames:
+            source = renames[source]
+        if target not in index.outputs:
+            renames[target] = source
+        elif source in index.producers and source not in index.outputs:
+            # the graph output keeps its name, so the producer takes it over
+            for position, name in enumerate(index.producers[source].output):
+                if name == source:
+                    index.producers[source].output[position] = target
+            renames[source] = target
+        else:
+            kept.append(node)  # an input or a constant handed straight to an output
+    rename_inputs(kept, renames)
+    set_nodes(model, kept)
+
+
+def _fold_weight_transposes(model: onnx.ModelProto) -> None:
+    """int8 constant -> DQ -> Transpose becomes transposed int8 constant -> DQ: ORT's integer kernels need the latter."""
+    index, taken = GraphIndex(model), names_of(model)
+    for node in model.graph.node:
+        source = index.producer(node.input[0], DEQUANTIZE) if node.op_type == "Transpose" else None
+        weight = index.constant(source.input[0]) if source is not None else None
+        if source is None or weight is None:
+            continue
+        order = list(attributes(node).get("perm", range(weight.ndim)[::-1]))
+        scale = index.constant(source.input[1])
+        name = unique_name(f"{source.input[0]}.transposed", taken)
+        model.graph.initializer.append(tensor_from(weight.transpose(order), name))
+        fresh = helper.make_node(DEQUANTIZE, [name, *source.input[1:]], list(node.output), name=node.name)
+        if scale is not None and scale.ndim:
+            axis = attributes(source).get("axis", 1) % weight.ndim
+            fresh.attribute.append(helper.make_attribute("axis", order.index(axis)))
+        node.CopyFrom(fresh)
+    tidy(model)
+
+
+def _fold_batch_norms(model: onnx.ModelProto) -> None:
+    index, taken = GraphIndex(model), names_of(model)
+    folded: dict[str, str] = {}
+    for norm in model.graph.node:
+        layer = index.producers.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
+        if layer is None or index.only_reader(norm.input[0]) is None or not _foldable(layer, norm, index):
+            continue
+        gamma, beta, mean, variance = (np.float64(index.constant(name)) for name in norm.input[1:5])
+        factor = gamma / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
+        weight = index.constant(layer.input[1])
+        bias = index.constant(layer.input[2]) if len(layer.input) > 2 and layer.input[2] else 0.0
+        assert weight is not None and bias is not None
+        axis = 1 if layer.op_type == "Gemm" and not attributes(layer).get("transB", 0) else 0
+        shape = [-1 if position == axis else 1 for position in range(weight.ndim)]
+        parts = {
+            unique_name(f"{layer.input[1]}.folded", taken): np.float64(weight) * factor.reshape(shape),
+            unique_name(f"{layer.output[0]}.folded_bias", taken): (np.float64(bias) - mean) * factor + beta,
+        }
+        model.graph.initializer.extend(tensor_from(np.float32(a), name) for name, a in parts.items())
+        inputs = [layer.input[0], *parts]
+        del layer.input[:]
+        layer.input.extend(inputs)
+        folded[norm.output[0]] = layer.output[0]
+        layer.output[0] = norm.output[0]
+    set_nodes(model, [n for n in model.graph.node if n.op_type != "BatchNormalization" or n.output[0] not in folded])
+
+
+def _foldable(layer: onnx.NodeProto, norm: onnx.NodeProto, index: GraphIndex) -> bool:
+    options = attributes(layer)
+    plain_gemm = layer.op_type == "Gemm" and options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0
+    if layer.op_type != "Conv" and not plain_gemm:
+        return False
+    constants = [*layer.input[1:], *norm.input[1:5]]
+    return not attributes(norm).get("training_mode", 0) and all(
+        index.constant(name) is not None for name in constants if name
+    )
+
+
+def _pool_from_mean(model: onnx.ModelProto) -> None:
+    """ReduceMean over the last two of four axes computes what GlobalAveragePool does."""
+    if not any(node.op_type == "ReduceMean" for node in model.graph.node):
+        return
+    index, shapes, taken = GraphIndex(model), shapes_of(model), names_of(model)
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        shape = shapes.get(node.input[0]) if node.op_type == "ReduceMean" else None
+        options = attributes(node)
+        axes = options.get("axes")
+        if len(node.input) > 1 and node.op_type == "ReduceMean":
+            constant = index.constant(node.input[1])
+            axes = None if constant is None else constant.tolist()
+        if shape is None or len(shape) != 4 or axes is None or sorted(axis % 4 for axis in axes) != [2, 3]:
+            continue
+        if options.get("keepdims", 1):
+            nodes[-1] = helper.make_node("GlobalAveragePool", node.input[:1], node.output, name=node.name)
+            continue
+        pooled, where = unique_name(f"{node.output[0]}.pooled", taken), unique_name(f"{node.output[0]}.axes", taken)
+        model.graph.initializer.append(tensor_from(np.array([2, 3], np.int64), where))
+        nodes[-1] = helper.make_node("GlobalAveragePool", node.input[:1], [pooled], name=pooled)
+        nodes.append(helper.make_node("Squeeze", [pooled, where], node.output, name=node.name))
+    set_nodes(model, nodes)
+

@@ -1,0 +1,1 @@
+"""From a recipe to artifacts: read it, plan it, run it."""

@@ -1,0 +1,98 @@
+"""What a stage is: a declaration that the runner reads, and one function that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from compress.artifacts.manifest import Artifact, Metric, Quantization, Record, Tensor
+
+Metrics = Sequence[Metric]
+
+
+class StageConfig(BaseModel):
+    """Base of stage configs: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Config = TypeVar("Config", bound=StageConfig)
+Inputs = TypeVar("Inputs")
+
+
+@dataclass
+class Workspace:
+    """Where a stage may write, and what it is told about the run.
+
+    The stage writes payload files below `path` and nowhere else; what it assigns to
+    `tensors`, `quantization` and `notes` goes into the manifest.
+    """
+
+    path: Path
+    step: str
+    seed: int
+    data: Any  # the recipe's validated `data:` entry
+    base: Path  # the recipe's folder: relative paths and `module:callable` start here
+    tensors: Sequence[Tensor] = ()
+    quantization: Quantization | None = None
+    notes: list[str] = field(default_factory=list[str])
+
+
+def _same(config: Any) -> Any:
+    return config
+
+
+def _no_sources(config: Any, base: Path) -> Sequence[Path]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Config, Inputs]):
+    """One kind of work.
+
+    `inputs` is a frozen dataclass whose annotations say what a role takes: `Checkpoint` (required),
+    `Checkpoint | None = None` (optional), `OnnxModel | QuantizedOnnx` (either), `tuple[Checkpoint, ...]`
+    (one or several). A field `ancestors: dict[str, Artifact]` is no role: the runner fills it with
+    every artifact upstream of the others, by step name.
+    """
+
+    name: str
+    version: int  # bump when the same inputs would give another result
+    config: type[Config]
+    inputs: type[Inputs]
+    output: type[Artifact]
+    libraries: tuple[str, ...]  # distributions whose versions shape the result
+    run: Callable[[Config, Inputs, Workspace], Metrics]
+    splits: tuple[str, ...] = ()  # of the data that it reads: their digests are in the key
+    seeded: bool = False  # the recipe's seed is in the key
+    facts: tuple[str, ...] = ()  # of the machine, for engines and measurements; names of pipeline.machine.FACTS
+    measured: bool = False  # every execution is a new revision of the artifact
+    resolve: Callable[[Config], Config] = _same  # replaces `auto` by what it becomes here
+    sources: Callable[[Config, Path], Sequence[Path]] = _no_sources  # files outside the data that shape the result
+
+
+class GateVerdict(Record):
+    """One gate of one variant, judged from a stored report."""
+
+    gate: str  # the recipe's name for it, e.g. top1_drop_pp
+    variant: str
+    verdict: str  # pass | fail | inconclusive | not run
+    limit: float | None
+    value: float | None
+    unit: str
+    detail: str  # a sentence with the numbers: interval, n, what would decide
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the layers above hand to the pipeline, which knows no stage, dataset or gate itself."""
+
+    stages: Mapping[str, Stage[Any, Any]]
+    data: type[BaseModel]  # schema of the recipe's `data:`
+    data_digests: Callable[[Any, Path], Mapping[str, str]]  # (data, base) -> split -> SHA-256; imports no tensor library
+    gates: type[BaseModel]  # schema of the recipe's `gates:`
+    judge: Callable[[Any, Artifact], Sequence[GateVerdict]]  # (gates, report) -> verdicts

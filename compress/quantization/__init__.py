@@ -1,0 +1,1 @@
+"""Int8 quantization: fake-quant for training, calibration of finished graphs."""

@@ -1,0 +1,1 @@
+"""The report document, its gates, and its tables."""

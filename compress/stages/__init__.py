@@ -1,0 +1,47 @@
+"""The stages of `compress`, and all that the pipeline is told about the domain."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.artifacts.manifest import Artifact
+from compress.data.config import DataConfig
+from compress.pipeline.stage import Catalogue, GateVerdict, Stage
+from compress.report.gates import GatesConfig
+from compress.stages.benchmark import BENCHMARK
+from compress.stages.calibrate import CALIBRATE
+from compress.stages.distill import DISTILL
+from compress.stages.engine import ENGINE
+from compress.stages.export import EXPORT
+from compress.stages.qat import QAT
+from compress.stages.train import TRAIN
+
+STAGES: Mapping[str, Stage[Any, Any]] = {
+    "train": TRAIN,
+    "distill": DISTILL,
+    "qat": QAT,
+    "export": EXPORT,
+    "calibrate": CALIBRATE,
+    "engine": ENGINE,
+    "benchmark": BENCHMARK,
+}
+
+
+def judge(gates: GatesConfig, report: Artifact) -> Sequence[GateVerdict]:
+    """Judge a recipe's gates from the statistics that a report stores."""
+    from compress.report import gates as report_gates
+    from compress.report.document import report_from_json
+
+    path = report.path / "report.json"
+    document = report_from_json(path.read_bytes(), str(path))
+    return [GateVerdict.model_validate(verdict.model_dump()) for verdict in report_gates.judge(gates, document)]
+
+
+def data_digests(data: DataConfig, base: Path) -> Mapping[str, str]:
+    """SHA-256 of each split."""
+    from compress.data.datasets import split_digests
+
+    return split_digests(data, base)
+
+
+CATALOGUE = Catalogue(stages=STAGES, data=DataConfig, data_digests=data_digests, gates=GatesConfig, judge=judge)

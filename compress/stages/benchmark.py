@@ -1,0 +1,220 @@
+"""`benchmark`: every variant on the same test images and in the same interleaved blocks."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compress.artifacts.manifest import (
+    Artifact,
+    Checkpoint,
+    Engine,
+    Metric,
+    OnnxModel,
+    QuantizedOnnx,
+    Report,
+)
+from compress.pipeline.machine import FACTS, library_version, resolve_device, resolve_threads
+from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
+from compress.stages.contract import INPUT
+from compress.stages.ladder import edges_to
+from compress.stages.variants import Runnable, runnable_from_artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from compress.data.split import Split
+    from compress.measure.latency import Measurement
+    from compress.report.document import Lineage, ReportDocument
+
+LIBRARIES = ("torch", "onnx", "onnxruntime", "tensorrt-rtx-cu13", "tensorrt", "numpy")
+MACHINE = ("cpu", "threads", "gpu", "driver")
+
+
+class LatencyConfig(StageConfig):
+    """How long is measured; the defaults are for figures that are published."""
+
+    batches: tuple[int, ...] = Field((1, 32), min_length=1, description="samples per call")
+    blocks: int = Field(20, ge=2, description="every variant once in each, in random order")
+    slot_iterations: int = Field(50, ge=1, description="calls of a variant in a block, at least")
+    slot_ms: float = Field(50, gt=0, description="duration of a slot, at least")
+    warmup_ms: float = Field(2000, ge=0, description="of every variant and batch, at least")
+
+
+class BenchmarkConfig(StageConfig):
+    """What is measured, and on what."""
+
+    split: Literal["test"] = Field("test", description="the samples that nothing was trained or calibrated on")
+    latency: LatencyConfig = LatencyConfig()
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of torch sessions")
+    threads: int | Literal["auto"] = Field("auto", description="CPU threads of every session")
+
+
+@dataclass(frozen=True)
+class BenchmarkInputs:
+    """The reference, the float twin of the int8 variants, the variants, and all that led to them."""
+
+    reference: Checkpoint | OnnxModel
+    variants: tuple[Checkpoint | OnnxModel | QuantizedOnnx | Engine, ...]
+    ancestors: dict[str, Artifact]
+    float_twin: OnnxModel | None = None
+
+
+def resolve(config: BenchmarkConfig) -> BenchmarkConfig:
+    """Replace every `auto` by what it becomes on this machine."""
+    update = {"device": resolve_device(config.device), "threads": resolve_threads(config.threads)}
+    return config.model_copy(update=update)
+
+
+def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) -> Metrics:
+    """Accuracy of every variant and of every hop, latency of every variant, one document."""
+    import numpy as np
+
+    from compress.data.datasets import load_dataset
+    from compress.report.document import ReportDocument, report_json
+    from compress.stages.evidence import Evidence, hop_from, parameters_of, variant_from
+
+    dataset = load_dataset(workspace.data, workspace.base)
+    test = dataset.test
+    listed = [inputs.reference, *inputs.variants, *([inputs.float_twin] if inputs.float_twin else [])]
+    variants = list({artifact.step: artifact for artifact in listed}.values())
+    edges = edges_to(variants, inputs.ancestors)
+    assert isinstance(config.threads, int), "resolve replaces auto"
+    runnables = {
+        edge.child.step: runnable_from_artifact(
+            edge.child, workspace.base, device=config.device, threads=config.threads
+        )
+        for edge in edges
+    }
+    images = test.images.astype(np.float32) / 255
+    logits = {name: one.logits(images) for name, one in runnables.items() if one.session}
+    timings = {batch: _time(runnables, variants, images, batch, config, workspace) for batch in config.latency.batches}
+
+    evidence = Evidence(
+        reference=inputs.reference.step,
+        float_twin=inputs.float_twin.step if inputs.float_twin else None,
+        labels=test.labels,
+        classes=dataset.classes,
+        logits=logits,
+        timings=timings,
+        sessions={name: one.label for name, one in runnables.items()},
+        parameters={edge.child.step: parameters_of(edge.child, inputs.ancestors) for edge in edges},
+    )
+    document = ReportDocument(
+        reference=evidence.reference,
+        float_twin=evidence.float_twin,
+        split=test.name,
+        n=len(test),
+        variants=[variant_from(runnables[one.step], evidence) for one in variants],
+        ladder=[hop_from(edge, evidence) for edge in edges],
+        environment=_environment(config),
+        lineage=[_lineage(edge.child) for edge in edges],
+    )
+    (workspace.path / "report.json").write_bytes(report_json(document))
+    _write_samples(workspace, test, logits, timings)
+    for one in runnables.values():
+        if one.session:
+            one.session.close()
+    return _metrics(document, workspace)
+
+
+def _time(
+    runnables: dict[str, Runnable],
+    variants: list[Artifact],
+    images: "NDArray[np.float32]",
+    batch: int,
+    config: BenchmarkConfig,
+    workspace: Workspace,
+) -> "Measurement":
+    """Latency of every variant that runs here, at one batch size, in one series of blocks."""
+    import numpy as np
+
+    from compress.measure.latency import measure_stable
+
+    feed = {INPUT: np.resize(images, (batch, *images.shape[1:]))}
+    sessions = {one.step: runnables[one.step].session for one in variants}
+    calls = {name: (lambda s=session: s.run(feed)) for name, session in sessions.items() if session}
+    return measure_stable(
+        calls,
+        blocks=config.latency.blocks,
+        slot_iterations=config.latency.slot_iterations,
+        slot_ms=config.latency.slot_ms,
+        warmup_ms=config.latency.warmup_ms,
+        seed=workspace.seed,
+    )
+
+
+def _lineage(artifact: Artifact) -> "Lineage":
+    from compress.report.document import Lineage
+
+    manifest = artifact.manifest
+    return Lineage(
+        step=artifact.step,
+        stage=manifest.stage,
+        kind=manifest.kind,
+        key=manifest.key,
+        digest=manifest.digest,
+        inputs={role: [ref.step for ref in refs] for role, refs in manifest.inputs.items()},
+    )
+
+
+def _environment(config: BenchmarkConfig) -> dict[str, Any]:
+    """What a latency depends on, beside the model."""
+    import platform
+
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{name: FACTS[name]() for name in MACHINE},
+        "session_threads": config.threads,
+        "device": config.device,
+        "spinning": False,
+        "libraries": {name: library_version(name) for name in LIBRARIES},
+    }
+
+
+def _write_samples(
+    workspace: Workspace, test: "Split", logits: "dict[str, NDArray[np.float32]]", timings: "dict[int, Measurement]"
+) -> None:
+    """Keep what every figure was computed from: logits per sample and latency per call, without pickles."""
+    import numpy as np
+
+    arrays: dict[str, NDArray[Any]] = {"labels": test.labels, "ids": np.array(test.ids)}
+    arrays |= {f"logits/{name}": values for name, values in logits.items()}
+    for batch, measurement in timings.items():
+        for name, samples in measurement.samples.items():
+            arrays[f"latency_ms/{name}/{batch}"] = np.array(samples.samples_ms)
+            arrays[f"block_ms/{name}/{batch}"] = np.array(samples.block_ms)
+    np.savez_compressed(workspace.path / "samples.npz", allow_pickle=False, **arrays)
+
+
+def _metrics(document: "ReportDocument", workspace: Workspace) -> list[Metric]:
+    """Top-1 of every variant; a variant that did not run becomes a note with its reason."""
+    metrics: list[Metric] = []
+    for variant in document.variants:
+        if variant.top1 is None:
+            workspace.notes.append(f"{variant.name} not run: {variant.reason}")
+        else:
+            metrics.append(
+                Metric(
+                    name=f"top1/{variant.name}", value=variant.top1, unit="fraction", split="test", n=document.n
+                )
+            )
+    return metrics
+
+
+BENCHMARK = Stage(
+    name="benchmark",
+    version=1,
+    config=BenchmarkConfig,
+    inputs=BenchmarkInputs,
+    output=Report,
+    libraries=LIBRARIES,
+    run=run,
+    splits=("test",),
+    facts=MACHINE,
+    measured=True,
+    seeded=True,
+    resolve=resolve,
+)

@@ -1,0 +1,83 @@
+"""`engine`: an ONNX file becomes a TensorRT plan with a sidecar that says what is in it."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from compress.artifacts.manifest import Engine, Metric, OnnxModel, QuantizedOnnx
+from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
+from compress.stages.contract import INPUT
+
+
+class BatchRange(StageConfig):
+    """The optimization profile's batch sizes, samples."""
+
+    min: int = Field(1, ge=1)
+    opt: int = Field(8, ge=1)
+    max: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "BatchRange":
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"expected min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+        return self
+
+
+class EngineConfig(StageConfig):
+    """Which builder, and for which batch sizes."""
+
+    backend: Literal["tensorrt_rtx", "tensorrt"] = "tensorrt_rtx"
+    batch: BatchRange = BatchRange()
+    timeout_s: float = Field(600, gt=0, description="of the build, seconds")
+    workspace_bytes: int | None = Field(None, gt=0, description="scratch memory of the builder; None: its default")
+
+
+@dataclass(frozen=True)
+class EngineInputs:
+    """The graph that is built; of a quantized one the signed file."""
+
+    model: OnnxModel | QuantizedOnnx
+
+
+def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Metrics:
+    """Lint, build in a child process, write plan and sidecar."""
+    from compress.engines.tensorrt_builder import build_engine
+    from compress.onnx_graph.lint import raise_on_errors
+    from compress.onnx_graph.loading import load_onnx
+
+    onnx_path, plan_path = inputs.model.path / "model.onnx", workspace.path / "model.plan"
+    raise_on_errors(load_onnx(onnx_path), target="tensorrt")
+    sidecar = build_engine(
+        onnx_path,
+        plan_path,
+        backend=config.backend,
+        batch=(config.batch.min, config.batch.opt, config.batch.max),
+        input_name=INPUT,
+        timeout_s=config.timeout_s,
+        workspace_bytes=config.workspace_bytes,
+    )
+    (workspace.path / "model.json").write_text(json.dumps(sidecar, indent=2, sort_keys=True) + "\n")
+    workspace.tensors = inputs.model.manifest.tensors
+    workspace.quantization = inputs.model.manifest.quantization
+    operands = sidecar["operand_types"]
+    metrics = [Metric(name="size", value=plan_path.stat().st_size, unit="bytes")]
+    if operands is not None:
+        workspace.notes.append(f"{operands['int8']} of {operands['total']} convs and Gemms have int8 operands")
+        metrics += [
+            Metric(name="int8_ops", value=operands["int8"], unit="convs and Gemms"),
+            Metric(name="matrix_ops", value=operands["total"], unit="convs and Gemms"),
+        ]
+    return metrics
+
+
+ENGINE = Stage(
+    name="engine",
+    version=1,
+    config=EngineConfig,
+    inputs=EngineInputs,
+    output=Engine,
+    libraries=("onnx", "tensorrt-rtx-cu13", "tensorrt"),
+    run=run,
+)

@@ -1,0 +1,77 @@
+"""`export`: a checkpoint becomes an ONNX file: float, or Q/DQ where it was trained with fake-quant."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from compress.artifacts.manifest import Checkpoint, Metric, OnnxModel, Quantization
+from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
+from compress.stages.contract import image_tensors
+
+PARITY_SAMPLES = 256
+
+
+class ExportConfig(StageConfig):
+    """Nothing to choose yet: opset 20 is what both runtimes take."""
+
+
+@dataclass(frozen=True)
+class ExportInputs:
+    """What is exported."""
+
+    model: Checkpoint
+
+
+def run(config: ExportConfig, inputs: ExportInputs, workspace: Workspace) -> Metrics:
+    """Export, then hold ONNX Runtime's logits against torch's on real validation images."""
+    import numpy as np
+    import torch
+
+    from compress.data.datasets import load_dataset
+    from compress.engines.onnxruntime_session import OnnxRuntimeSession
+    from compress.measure.fidelity import parity
+    from compress.onnx_graph.export import export_onnx
+    from compress.quantization.quantizer import convert_qat
+    from compress.training.checkpoint import load_checkpoint
+    from compress.training.evaluate import predict_logits
+
+    loaded = load_checkpoint(inputs.model.path, workspace.base)
+    scheme = loaded.description.scheme
+    module = convert_qat(loaded.module) if scheme else loaded.module
+    path = workspace.path / "model.onnx"
+    example = torch.zeros(2, *loaded.description.image_shape)
+    export_onnx(module, example, path)
+
+    everything = load_dataset(workspace.data, workspace.base).validation
+    validation = everything.take(np.arange(min(PARITY_SAMPLES, len(everything))))
+    expected = predict_logits(module, validation)
+    session = OnnxRuntimeSession.load(path)
+    images = validation.images.astype(np.float32) / 255
+    got = session.run({"image": images})["logits"]
+    session.close()
+    distance = parity(got, expected)
+    flipped = int((got.argmax(1) != expected.argmax(1)).sum())
+    (workspace.path / "parity.json").write_text(
+        json.dumps({"split": "validation", "n": len(images), **asdict(distance), "flipped": flipped}, sort_keys=True)
+    )
+    workspace.tensors = image_tensors(loaded.description.image_shape, len(loaded.description.classes))
+    if scheme:
+        workspace.quantization = Quantization(scheme=scheme["name"], method="qat")
+    n = len(images)
+    return [
+        Metric(name="parity_max_abs", value=distance.max_abs, unit="logit", split="validation", n=n),
+        Metric(name="parity_sqnr", value=distance.sqnr_db, unit="dB", split="validation", n=n),
+        Metric(name="flipped_argmax", value=flipped, unit="samples", split="validation", n=n),
+        Metric(name="size", value=path.stat().st_size, unit="bytes"),
+    ]
+
+
+EXPORT = Stage(
+    name="export",
+    version=1,
+    config=ExportConfig,
+    inputs=ExportInputs,
+    output=OnnxModel,
+    libraries=("torch", "torchao", "onnx", "onnxscript", "onnxruntime"),
+    run=run,
+    splits=("validation",),
+)

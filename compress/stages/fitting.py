@@ -1,0 +1,102 @@
+"""What `train`, `distill` and `qat` do alike: load data, build settings, fit, write a checkpoint."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from compress.artifacts.manifest import Checkpoint, Metric
+from compress.errors import ModelError
+from compress.pipeline.stage import Workspace
+from compress.stages.contract import image_tensors
+from compress.stages.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from compress.data.datasets import Dataset
+    from compress.training.checkpoint import CheckpointDescription, Loaded
+    from compress.training.loop import FitResult, TrainSettings
+
+PROBE_IMAGES = 8
+LIBRARIES = ("torch", "torchao", "lightning-fabric", "safetensors", "numpy", "scikit-learn")
+
+
+def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
+    """The plain values that the training loop takes."""
+    from compress.data.loader import Augmentation
+    from compress.training.loop import TrainSettings
+
+    assert isinstance(config.threads, int), "the stage's resolve replaces auto"
+    return TrainSettings(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        optimizer=config.optimizer,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        device=config.device,
+        precision=config.precision,
+        threads=config.threads,
+        seed=seed,
+        augmentation=Augmentation(flip=config.flip, shift_px=config.shift_px),
+    )
+
+
+def load_teachers(teachers: Sequence[Checkpoint], data: "Dataset", workspace: Workspace) -> "list[Loaded]":
+    """Load checkpoints that teach on this data.
+
+    Raises:
+        ModelError: a teacher answers for other classes, or in another order, or takes other images.
+    """
+    from compress.training.checkpoint import load_checkpoint
+
+    loaded = [load_checkpoint(teacher.path, workspace.base) for teacher in teachers]
+    for teacher, one in zip(teachers, loaded, strict=True):
+        check_fits(one.description, data, f"step {teacher.step!r}")
+    return loaded
+
+
+def check_fits(description: "CheckpointDescription", data: "Dataset", where: str) -> None:
+    """Refuse a checkpoint whose classes or image shape are not the data's."""
+    if tuple(description.classes) != data.classes:
+        got, expected = description.classes, data.classes
+        what = f"{len(got)} classes" if len(got) != len(expected) else f"classes in the order {', '.join(got)}"
+        raise ModelError(
+            f"the checkpoint answers for {what}, the data has {len(expected)}: {', '.join(expected)}",
+            where=where,
+            hint="train it on this data, or point `data:` at the data it was trained on",
+        )
+    if tuple(description.image_shape) != data.image_shape:
+        raise ModelError(
+            f"the checkpoint takes images of shape {tuple(description.image_shape)}, the data has {data.image_shape}",
+            where=where,
+        )
+
+
+def write_checkpoint(
+    workspace: Workspace,
+    module: Any,
+    description: "CheckpointDescription",
+    data: "Dataset",
+    fitted: "FitResult | None",
+) -> list[Metric]:
+    """Save weights, description, probe and history; returns the metrics that every checkpoint has."""
+    import numpy as np
+
+    from compress.models.catalogue import count_parameters
+    from compress.training.checkpoint import save_checkpoint
+    from compress.training.evaluate import predict_logits, top1
+
+    probe = data.validation.take(np.arange(min(PROBE_IMAGES, len(data.validation))))
+    save_checkpoint(workspace.path, module, description, probe.images)
+    history = fitted.history if fitted else []
+    (workspace.path / "history.json").write_text(json.dumps(history, indent=1, sort_keys=True) + "\n")
+    workspace.tensors = image_tensors(data.image_shape, len(data.classes))
+    n = len(data.validation.labels)
+    accuracy = top1(predict_logits(module, data.validation), data.validation.labels)
+    metrics = [
+        Metric(name="top1", value=accuracy, unit="fraction", split="validation", n=n),
+        Metric(name="parameters", value=count_parameters(module), unit="parameters"),
+    ]
+    if fitted:
+        metrics.append(Metric(name="best_epoch", value=fitted.best_epoch, unit="epoch"))
+    return metrics

@@ -1,0 +1,74 @@
+"""`qat`: a trained network learns to live with int8, from labels and, where one is named, from its teacher."""
+
+from dataclasses import dataclass, replace
+
+from pydantic import Field
+
+from compress.artifacts.manifest import Checkpoint, Quantization
+from compress.pipeline.stage import Metrics, Stage, Workspace
+from compress.stages.fitting import LIBRARIES, check_fits, load_teachers, settings_from_config, write_checkpoint
+from compress.stages.training_config import DistillationConfig, resolve_training
+
+
+class QatConfig(DistillationConfig):
+    """Fine-tuning with fake-quant; temperature and kd_weight count only where a teacher is named."""
+
+    epochs: int = Field(3, ge=1, description="passes over the training split")
+    learning_rate: float = Field(0.01, gt=0, description="peak of the schedule, per step")
+    weight_decay: float = Field(1e-4, ge=0, description="per step")
+    freeze: float = Field(
+        0.5, ge=0, le=1, description="share of the epochs, counted from the end, with fixed ranges and BN statistics"
+    )
+
+
+@dataclass(frozen=True)
+class QatInputs:
+    """Whose weights are fine-tuned, and who teaches meanwhile."""
+
+    student: Checkpoint
+    teacher: Checkpoint | None = None
+
+
+
+
+def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
+    """Insert fake-quant, fit, save the graph's weights with the scheme that rebuilds it."""
+    import torch
+
+    from compress.data.datasets import load_dataset
+    from compress.quantization.quantizer import prepare_qat, scheme_description
+    from compress.training.checkpoint import load_checkpoint
+    from compress.training.loop import fit
+    from compress.training.objectives import distillation_objective, hard_objective
+    from compress.training.teacher import TeacherLogits
+
+    data = load_dataset(workspace.data, workspace.base)
+    student = load_checkpoint(inputs.student.path, workspace.base)
+    check_fits(student.description, data, f"step {inputs.student.step!r}")
+    torch.manual_seed(workspace.seed)
+    settings = replace(settings_from_config(config, workspace.seed), freeze=config.freeze)
+    prepared = prepare_qat(student.module, torch.zeros(2, *data.image_shape))
+    objective = hard_objective(config.label_smoothing)
+    if inputs.teacher:
+        (teacher,) = load_teachers([inputs.teacher], data, workspace)
+        teaching = TeacherLogits([teacher.module], settings, data.train)
+        objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
+        workspace.notes.append(teaching.describe())
+    fitted = fit(prepared, objective, data.train, data.validation, settings)
+    scheme = scheme_description()
+    workspace.quantization = Quantization(scheme=scheme["name"], method="qat")
+    return write_checkpoint(workspace, prepared, replace(student.description, scheme=scheme), data, fitted)
+
+
+QAT = Stage(
+    name="qat",
+    version=1,
+    config=QatConfig,
+    inputs=QatInputs,
+    output=Checkpoint,
+    libraries=LIBRARIES,
+    run=run,
+    splits=("train", "validation"),
+    seeded=True,
+    resolve=resolve_training,
+)

@@ -1,0 +1,104 @@
+"""`train`: a network learns from labels, or brings the weights that the user trained elsewhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from compress.artifacts.manifest import Checkpoint
+from compress.models.config import ModelConfig
+from compress.pipeline.stage import Metrics, Stage, Workspace
+from compress.stages.fitting import LIBRARIES, settings_from_config, write_checkpoint
+from compress.stages.training_config import TrainingConfig, resolve_training
+
+
+class TrainConfig(TrainingConfig):
+    """A network, where its weights come from, and how they are fitted."""
+
+    model: ModelConfig
+    epochs: int = Field(0, ge=0, description="passes over the training split; may be 0 with `weights`")
+    weights: str | None = Field(None, description="safetensors or .pt file to start from, relative to the recipe")
+    mean: tuple[float, ...] | None = Field(None, description="per channel, of pixel / 255; default: see `std`")
+    std: tuple[float, ...] | None = Field(
+        None, description="per channel; default: of the training split, or none where weights are brought"
+    )
+    classes: tuple[str, ...] | None = Field(None, description="the order of the brought weights' outputs, checked")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TrainConfig":
+        if self.weights is None and self.epochs == 0:
+            raise ValueError("expected epochs >= 1, or weights to bring")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("expected mean and std together")
+        return self
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """Nothing: it starts from data."""
+
+
+def source_files(config: TrainConfig, base: Path) -> Sequence[Path]:
+    """The user's code and weights, whose contents are part of the key."""
+    from compress.models import catalogue
+
+    weights = [base / config.weights] if config.weights else []
+    return [*catalogue.source_files(config.model, base), *weights]
+
+
+def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metrics:
+    """Build, load what is brought, fit, save."""
+    import torch
+
+    from compress.data.datasets import load_dataset
+    from compress.models.catalogue import build_model, check_model
+    from compress.models.normalized import Normalized
+    from compress.models.pretrained import load_weights
+    from compress.stages.fitting import check_fits
+    from compress.training.checkpoint import CheckpointDescription
+    from compress.training.loop import fit
+    from compress.training.objectives import hard_objective
+
+    data = load_dataset(workspace.data, workspace.base)
+    torch.manual_seed(workspace.seed)
+    net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
+    if config.weights:
+        load_weights(net, workspace.base / config.weights)
+    channels = data.image_shape[0]
+    if config.mean and config.std:
+        mean, std = config.mean, config.std
+    elif config.weights:
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    else:
+        mean, std = data.train.channel_statistics()
+    module = Normalized(net, mean, std)
+    check_model(module, data.image_shape, len(data.classes))
+    description = CheckpointDescription(
+        model=config.model.model_dump(mode="json"),
+        image_shape=data.image_shape,
+        classes=config.classes or data.classes,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    check_fits(description, data, f"step {workspace.step!r}")
+    fitted = None
+    if config.epochs:
+        objective = hard_objective(config.label_smoothing)
+        fitted = fit(module, objective, data.train, data.validation, settings_from_config(config, workspace.seed))
+    return write_checkpoint(workspace, module, description, data, fitted)
+
+
+TRAIN = Stage(
+    name="train",
+    version=1,
+    config=TrainConfig,
+    inputs=TrainInputs,
+    output=Checkpoint,
+    libraries=LIBRARIES,
+    run=run,
+    splits=("train", "validation"),
+    seeded=True,
+    resolve=resolve_training,
+    sources=source_files,
+)
