@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID
 
 ROOT = "compress"
+# Loggers of others whose warnings say nothing to a user; their errors still come through.
+_NOISY = {
+    "torchao": "kernels for GPUs that this machine does not have, named one by one at import",
+    "torch.utils._pytree": "a deprecation inside torchao, repeated at every import",
+}
 
 
 @dataclass
@@ -86,6 +91,8 @@ def configure(*, quiet: bool = False, json: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class Bar:

@@ -134,4 +134,8 @@ def _read_memo(path: Path) -> dict[str, list[Any]]:
     if not isinstance(stored, dict):
         return {}
     entries = cast("dict[str, Any]", stored)
-    return {where: entry for where, entry in entries.items() if isinstance(entry, list) and len(cast("list[Any]", entry)) == 4}
+    return {
+        where: entry
+        for where, entry in entries.items()
+        if isinstance(entry, list) and len(cast("list[Any]", entry)) == 4
+    }

@@ -1,9 +1,9 @@
 """The store: immutable artifact folders, found by key, committed in one step, never overwritten.
 
-    <store>/<stage>/<key12>/          payload and manifest.json; later revisions are <key12>.<n>
-    <store>/runs/<recipe>-<n>.json    run records
-    <store>/quarantine/               damaged artifacts, each with the reason beside it
-    <store>/.drafts/  .locks/  .hashes.json
+<store>/<stage>/<key12>/          payload and manifest.json; later revisions are <key12>.<n>
+<store>/runs/<recipe>-<n>.json    run records
+<store>/quarantine/               damaged artifacts, each with the reason beside it
+<store>/.drafts/  .locks/  .hashes.json
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from compress.artifacts import references, runs
 from compress.artifacts.files import fsync_path, store_writes, walk, write_durably
 from compress.artifacts.fingerprint import FileHashes, canonical_json, document_digest, payload_digest, sha256_file
 from compress.artifacts.manifest import ARTIFACTS, SCHEMA_VERSION, Artifact, FileEntry, Manifest
+from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, CompressError, TryAgainError
 
 if TYPE_CHECKING:
@@ -120,14 +122,11 @@ class Store:
     def _payload_problem(self, manifest: Manifest, folder: Path, full: bool) -> str:
         found: dict[str, os.stat_result] = {}
         for path in walk(folder):
-            name = path.relative_to(folder).as_posix()
-            if name != MANIFEST:
-                found[name] = path.lstat()
-        missing, extra = sorted(set(manifest.files) - set(found)), sorted(set(found) - set(manifest.files))
-        if missing or extra:
-            return "; ".join(
-                f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names
-            )
+            found[path.relative_to(folder).as_posix()] = path.lstat()
+        # Files that the manifest does not list are no damage: nobody reads them.
+        missing = sorted(set(manifest.files) - set(found))
+        if missing:
+            return f"missing: {', '.join(missing)}"
         verified = self._verified.get(folder, {})
         for name, entry in manifest.files.items():
             state = found[name]
@@ -308,7 +307,9 @@ class Store:
             for path in walk(draft):
                 name, state = path.relative_to(draft).as_posix(), path.lstat()
                 if not stat.S_ISREG(state.st_mode):
-                    raise CompressError(f"the stage left something that is not a regular file: {name}", where=str(draft))
+                    raise CompressError(
+                        f"the stage left something that is not a regular file: {name}", where=str(draft)
+                    )
                 if name == MANIFEST:
                     raise CompressError(f"the stage wrote {MANIFEST}, which is the store's own", where=str(draft))
                 fsync_path(path)
@@ -348,6 +349,64 @@ class Store:
             fsync_path(target.parent)
             fsync_path(self.root)
         return ARTIFACTS[manifest.kind](step=step, path=target, manifest=manifest)
+
+    # Runs
+
+    def create_run(self, record: RunRecord) -> RunRecord:
+        """Write a new run's record under the next free number; `record.id` is the recipe's name.
+
+        Raises:
+            TryAgainError: the store cannot be written.
+        """
+        with store_writes(self.root):
+            return runs.create(self.root / "runs", record)
+
+    def write_run(self, record: RunRecord) -> None:
+        """Replace a run's record in one step.
+
+        Raises:
+            TryAgainError: the store cannot be written.
+        """
+        with store_writes(self.root):
+            runs.write(self.root / "runs", record)
+
+    def read_run(self, run_id: str) -> RunRecord:
+        """Read one record.
+
+        Raises:
+            UsageError: there is no such run.
+            ArtifactError: the record is damaged.
+        """
+        return runs.read(self.root / "runs", run_id)
+
+    def list_runs(self) -> list[RunRecord]:
+        """Every run, newest first.
+
+        Raises:
+            ArtifactError: a record is damaged.
+        """
+        return [self.read_run(run_id) for run_id in runs.ids(self.root / "runs")]
+
+    def latest_run(self, recipe: str) -> RunRecord | None:
+        """The newest run of the recipe called `recipe`, whatever became of it; None if it never ran."""
+        return next((run for run in self.list_runs() if run.recipe == recipe), None)
+
+    def artifact_of(self, step: StepRecord) -> Artifact:
+        """The artifact that a run's step produced or reused.
+
+        Raises:
+            ArtifactError: the step produced none, or it is gone, damaged or replaced.
+        """
+        return references.artifact_of(self, step)
+
+    def resolve(self, ref: str) -> Artifact | RunRecord:
+        """What a person's reference names: a key's prefix, `<stage>/<key prefix>`, a run id or RUN:STEP.
+
+        Raises:
+            UsageError: nothing, or more than one thing, has that name.
+            ArtifactError: it names a damaged artifact.
+        """
+        return references.resolve(self, ref)
 
     def hashes(self, *, rehash: bool = False) -> FileHashes:
         """The memo of hashes of files outside the store; see `FileHashes`."""

@@ -14,7 +14,7 @@ from compress.report.tables import ABSENT, Table, size_text
 
 
 def list_contents(store_option: Path | None, *, as_json: bool) -> None:
-    """Print the runs and artifacts of a store, newest last; a store that does not exist yet is empty.
+    """Print the runs and artifacts of a store, the newest run first; a store that does not exist yet is empty.
 
     Args:
         store_option: what `--store` said.

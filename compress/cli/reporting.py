@@ -11,7 +11,7 @@ from compress.artifacts.runs import RunRecord
 from compress.artifacts.store import Store
 from compress.cli.places import shown, store_root
 from compress.cli.render import table_lines
-from compress.errors import ArtifactError, UsageError
+from compress.errors import UsageError
 from compress.pipeline.stage import GateVerdict
 from compress.report.document import ReportDocument, joined_report, report_from_json
 from compress.report.gates import not_evaluated
@@ -67,7 +67,9 @@ def find_report(store: Store, run: RunRecord, step: str = "") -> Report:
         return reports[step]
     hint = f"compress show {run.id} lists its steps"
     if step:
-        raise UsageError(f"step {step!r} of run {run.id} wrote no report; reports: {', '.join(reports) or 'none'}", hint=hint)
+        raise UsageError(
+            f"step {step!r} of run {run.id} wrote no report; reports: {', '.join(reports) or 'none'}", hint=hint
+        )
     if not reports:
         raise UsageError(f"run {run.id} has no finished benchmark", hint=f"compress run {run.recipe_path}")
     if len(reports) > 1:
@@ -78,8 +80,11 @@ def find_report(store: Store, run: RunRecord, step: str = "") -> Report:
 
 def reports_of(store: Store, run: RunRecord) -> list[Report]:
     """Return the reports that the steps of a run wrote or found."""
-    finished = [step for step in run.steps if step.status in ("done", "hit")]
-    artifacts = [store.resolve(f"{run.id}:{step.name}") for step in finished]
+    from compress.stages import STAGES
+
+    wanted = {name for name, stage in STAGES.items() if stage.output is Report}
+    finished = [step for step in run.steps if step.stage in wanted and step.status in ("done", "hit")]
+    artifacts = [store.artifact_of(step) for step in finished]
     return [artifact for artifact in artifacts if isinstance(artifact, Report)]
 
 

@@ -17,18 +17,25 @@ class DataConfig(BaseModel):
 
     dataset: Literal["digits", "fashion-mnist", "imagefolder"]
     path: str | None = Field(
-        None, min_length=1, description="folder of the data, relative to the recipe's folder or absolute"
+        default=None, min_length=1, description="folder of the data, relative to the recipe's folder or absolute"
     )
     size: Pixels | tuple[Pixels, Pixels] | None = Field(
-        None, description="imagefolder: resize every image to this many pixels, one side or (height, width)"
+        default=None, description="imagefolder: resize every image to this many pixels, one side or (height, width)"
     )
     validation_fraction: float | None = Field(
-        None, gt=0, le=0.5, description="share of the training images kept for validation; left out: the dataset's own"
+        default=None,
+        gt=0,
+        le=0.5,
+        description="share of the training images kept for validation; left out: the dataset's own",
     )
     train_samples: int | None = Field(
-        None, ge=1, description="use a class-balanced subset of so many training images (validation shrinks alike)"
+        default=None,
+        ge=1,
+        description="use a class-balanced subset of so many training images (validation shrinks alike)",
     )
-    test_samples: int | None = Field(None, ge=1, description="use a class-balanced subset of so many test images")
+    test_samples: int | None = Field(
+        default=None, ge=1, description="use a class-balanced subset of so many test images"
+    )
 
     @model_validator(mode="after")
     def _check_options(self) -> "DataConfig":

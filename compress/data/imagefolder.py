@@ -5,6 +5,7 @@ Pixels are taken as stored: no rotation by EXIF tags, no colour management.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def list_folder(config: DataConfig, base: Path) -> Folder:
 
 def _list_split(root: Path, split: str) -> dict[str, list[str]]:
     folder = root / split
+    _check_contained(folder, root)
     if not folder.is_dir():
         raise DataError(
             f"missing folder {folder}",
@@ -94,9 +96,10 @@ def _image_name(path: Path, root: Path, split: str) -> str:
 
 
 def _check_contained(path: Path, root: Path) -> None:
-    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+    target = Path(os.path.realpath(path))  # unlike Path.resolve, it does not fail on a loop
+    if path.is_symlink() and not target.is_relative_to(os.path.realpath(root)):
         raise DataError(
-            f"{path.relative_to(root).as_posix()} is a link out of the data folder, to {path.resolve()}",
+            f"{path.relative_to(root).as_posix()} is a link out of the data folder, to {target}",
             where=str(path),
             hint="copy the images into the folder",
         )

@@ -15,6 +15,7 @@ from compress.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FORMATS = ("PNG", "JPEG")
 KINDS = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "colour", "RGBA": "colour", "P": "colour"}
 CHANNELS = {"grey": ("L", 1), "colour": ("RGB", 3)}
 
@@ -66,7 +67,9 @@ def _read(path: Path) -> tuple[Image.Image, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            with Image.open(path, formats=FORMATS) as image:
+                image.verify()  # decoding alone overlooks a missing end
+            with Image.open(path, formats=FORMATS) as image:
                 image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"corrupt image: {error}", where=str(path), hint="replace or remove the file") from error

@@ -108,7 +108,6 @@ def build(request: BuildRequest, log: BuildLog) -> Sidecar:
         backend_version=trt.__version__,
         portable=hasattr(config, "num_compute_capabilities") and not request.compute_capabilities,
         compute_capabilities=request.compute_capabilities or compute_capabilities(plan_bytes) or _own_capability(),
-        strongly_typed=flag is not None,
         workspace_bytes=request.workspace_bytes,
         profiles=profiles,
         io=(
@@ -156,7 +155,9 @@ def _parser_error(parser: Any) -> ModelError:
 
 
 def _explained(name: str, operator: str, text: str, code: Any) -> str:
-    reason = text.strip().splitlines()[0].strip() if text.strip() else ""
+    # "Invalid Node - name" repeats what is known; the lines after it have the reason.
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Invalid Node - ")]
+    reason = lines[0] if lines else ""
     if operator in _QUANTIZED_OPERATORS:
         reason = "not supported; int8 is spelled with QuantizeLinear and DequantizeLinear around float operators"
     elif "Plugin not found" in reason:
@@ -241,7 +242,8 @@ def _io(trt: Any, tensor: Any, mode: Any, axes: dict[str, list[str]]) -> IoTenso
 
 def _operand_types(plan: bytes, model: ModelProto) -> OperandTypes:
     operations = operand_types(plan)
-    counts = count_int8(operations, compute_nodes(model))
+    nodes = compute_nodes(model)
+    counts = count_int8(operations, nodes)
     return OperandTypes(
         convolutions=Count(int8=counts.convolutions_int8, total=counts.convolutions),
         gemms=Count(int8=counts.gemms_int8, total=counts.gemms),
@@ -249,7 +251,11 @@ def _operand_types(plan: bytes, model: ModelProto) -> OperandTypes:
         unseen_nodes=counts.unseen_nodes,
         operations=tuple(
             OperationTypes(
-                kind=entry.kind, name=entry.name, inputs=entry.inputs, outputs=entry.outputs, int8=entry.int8
+                kind=entry.kind,
+                nodes=tuple(name for name in entry.layers if name in nodes) or (entry.name,),
+                inputs=entry.inputs,
+                outputs=entry.outputs,
+                int8=entry.int8,
             )
             for entry in operations
         ),
@@ -277,6 +283,7 @@ def _write(path: Path, data: bytes) -> None:
         path.write_bytes(data)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            path.unlink()  # makes room for the answer
             raise TryAgainError(
                 f"The disk is full: {len(data)} bytes of engine do not fit", where=str(path.parent)
             ) from error

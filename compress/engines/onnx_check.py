@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import onnx
@@ -20,7 +21,7 @@ def model_from_bytes(data: bytes) -> ModelProto:
     """Decode and check a model whose tensors are all inside the file.
 
     Raises:
-        ModelError: no ONNX, empty, invalid, or with tensors in other files.
+        ModelError: no ONNX, empty, invalid, with tensors in other files, or with two nodes of one name.
     """
     try:
         model = onnx.load_model_from_string(data)
@@ -34,6 +35,13 @@ def model_from_bytes(data: bytes) -> ModelProto:
         raise ModelError(
             f"{len(outside)} tensors lie outside the ONNX file: {_listed(outside)}",
             hint="save the model with its tensors inside the file",
+        )
+    twice = [name for name, count in Counter(map(node_name, _nodes(model.graph))).items() if count > 1]
+    if twice:
+        raise ModelError(
+            f"{len(twice)} node names are used more than once, so the engine's layers could not be told apart: "
+            f"{_listed(twice)}",
+            hint="export the model again",
         )
     try:
         checker.check_model(model)
@@ -71,7 +79,7 @@ def compute_nodes(model: ModelProto) -> dict[str, Kind]:
 
 def node_name(node: NodeProto) -> str:
     """The node's name, or the one that TensorRT's parser gives to a nameless node."""
-    return node.name or f"node_of_{node.output[0]}"
+    return node.name or f"node_of_{node.output[0] if node.output else ''}"
 
 
 def axis_names(model: ModelProto) -> dict[str, list[str]]:

@@ -34,7 +34,8 @@ _OPERATION = re.compile(
     rb"\n  (" + "|".join(_KINDS).encode() + rb')=\{ name="([^"\n]+)" output=\{([^}\n]*)\} input=\{([^}\n]*)\}([^\n]*)'
 )
 _LAYERS = re.compile(rb' layers="([^"\n]*)"')
-_LAYER = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |$)")
+_LAYER = re.compile(r"\[ONNX Layer: (.*)\]", re.DOTALL)
+_LAYER_SEPARATOR = "\x1f"
 _QUOTED = re.compile(rb'"([^"]+)"')
 
 _MAGIC = b"vtrt"
@@ -50,7 +51,7 @@ class Operation:
 
     kind: Kind
     operation: str  # the program's word, e.g. corrltn
-    name: str  # layers that the builder merged are joined by +
+    name: str  # of the ONNX node, made unique; where the builder merged nodes, joined by +
     layers: tuple[str, ...]  # the ONNX nodes that went into it, Q/DQ nodes among them
     inputs: tuple[str, ...]  # data type of each operand: data, weights, then scales and bias; ? if unreadable
     outputs: tuple[str, ...]
@@ -84,16 +85,17 @@ def operand_types(plan: bytes) -> list[Operation]:
     """
     starts = [match.start() for match in _PROGRAM.finditer(plan)]
     found: list[Operation] = []
-    for start, end in zip(starts, [*starts[1:], len(plan)], strict=True):
+    for start, end in zip(starts, [*starts, len(plan)][1:], strict=True):
         types = {match[1]: match[2].decode() for match in _TENSOR.finditer(plan, start, end)}
         for match in _OPERATION.finditer(plan, start, end):
             layers = _LAYERS.search(match[5])
+            parts = layers[1].decode("utf-8", "replace").split(_LAYER_SEPARATOR) if layers else []
             found.append(
                 Operation(
                     kind=_KINDS[match[1].decode()],
                     operation=match[1].decode(),
                     name=match[2].decode("utf-8", "replace"),
-                    layers=tuple(_LAYER.findall(layers[1].decode("utf-8", "replace"))) if layers else (),
+                    layers=tuple(part[1] for part in map(_LAYER.fullmatch, parts) if part),
                     inputs=tuple(types.get(name, "?") for name in _QUOTED.findall(match[4])),
                     outputs=tuple(types.get(name, "?") for name in _QUOTED.findall(match[3])),
                 )

@@ -41,7 +41,7 @@ class OperationTypes(_Entry):
     """Operand types of one convolution or matrix product inside the engine."""
 
     kind: Kind
-    name: str
+    nodes: tuple[str, ...]  # of the ONNX graph; several where the builder merged them
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     int8: bool
@@ -72,7 +72,6 @@ class Sidecar(_Entry):
     backend_version: str
     portable: bool  # built for several compute capabilities instead of the machine's own
     compute_capabilities: tuple[str, ...]  # e.g. 8.9
-    strongly_typed: bool  # types come from the graph alone
     workspace_bytes: int | None  # None: the backend's default
     profiles: tuple[Profile, ...]  # empty for a fixed batch
     io: tuple[IoTensor, ...]

@@ -53,7 +53,7 @@ class TorchSession:
         """Take a module over: it is moved to the device and put in evaluation mode.
 
         Args:
-            source: the module; its weights must be on `device` already or be movable there.
+            source: the module; a graph from torch.export stays in the mode that it was exported in.
             device: `cpu`, `cuda` or `cuda:N`.
             threads: intra-op threads, >= 1.
             input_names: names of the positional arguments, in order.
@@ -77,7 +77,10 @@ class TorchSession:
                 hint="use device cpu, or see `compress doctor`",
             )
         if source.training:
-            source.eval()
+            try:
+                source.eval()
+            except NotImplementedError:  # a graph from torch.export: its mode was fixed when it was exported
+                pass
         return cls(source.to(target), target, threads, input_names, output_names)
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -19,6 +20,16 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Width = Annotated[int, Field(ge=1, le=4096)]
+
+
+def _check_some(widths: tuple[int, ...]) -> tuple[int, ...]:
+    # Not `min_length`: with that, a width out of range would be reported as an empty tuple besides.
+    if not widths:
+        raise ValueError("it is empty, expected at least one width")
+    return widths
+
+
+Widths = Annotated[tuple[Width, ...], AfterValidator(_check_some), Field(json_schema_extra={"minItems": 1})]
 Depth = Annotated[int, Field(ge=0, le=64)]
 
 
@@ -38,12 +49,13 @@ class Architecture(BaseModel):
     @classmethod
     def _details(cls, error: Any) -> InitErrorDetails:
         key = str(error["loc"][-1])
-        message = error["msg"]
-        if error["type"] == "extra_forbidden":
+        kind, message = error["type"], error["msg"]
+        if kind == "extra_forbidden":
+            kind = "value_error"  # complete as it is; readers of `extra_forbidden` look for near names themselves
             near = difflib.get_close_matches(key, cls.model_fields, n=1)
             known = ", ".join(cls.model_fields)
-            message = f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {known}")
-        reason = PydanticCustomError(error["type"], "{reason}", {"reason": message})
+            message = f"unknown key {key!r}" + (f"; nearest: {near[0]!r}" if near else f"; known: {known}")
+        reason = PydanticCustomError(kind, "{reason}", {"reason": message})
         return InitErrorDetails(type=reason, loc=error["loc"], input=error["input"])
 
 
@@ -51,11 +63,12 @@ class ResNetConfig(Architecture):
     """Residual network of basic blocks (He et al., 2016, arXiv:1512.03385), for images of 8 to 64 pixels."""
 
     name: Literal["resnet"] = "resnet"
-    widths: tuple[Width, ...] = Field((16, 32, 64), min_length=1, description="channels of each stage")
+    widths: Widths = Field(default=(16, 32, 64), description="channels of each stage")
     depths: tuple[Depth, ...] = Field(
-        (), description="blocks of each stage, 1 each if left out; 0, first stage only: its width is the stem's alone"
+        default=(),
+        description="blocks of each stage, 1 each if left out; 0, first stage only: its width is the stem's alone",
     )
-    stem_stride: Literal[1, 2] = Field(1, description="stride of the first convolution; 2 quarters the work")
+    stem_stride: Literal[1, 2] = Field(default=1, description="stride of the first convolution; 2 quarters the work")
 
     @model_validator(mode="after")
     def _check_depths(self) -> "ResNetConfig":
@@ -66,13 +79,16 @@ class MobileNetConfig(Architecture):
     """Inverted residuals with depthwise convolutions (Sandler et al., 2018, arXiv:1801.04381)."""
 
     name: Literal["mobilenet"] = "mobilenet"
-    widths: tuple[Width, ...] = Field((16, 24, 40), min_length=1, description="channels of each stage")
+    widths: Widths = Field(default=(16, 24, 40), description="channels of each stage")
     depths: tuple[Depth, ...] = Field(
-        (), description="blocks of each stage, 1 each if left out; 0, first stage only: its width is the stem's alone"
+        default=(),
+        description="blocks of each stage, 1 each if left out; 0, first stage only: its width is the stem's alone",
     )
-    expansion: int = Field(4, ge=1, le=16, description="channels inside a block per channel outside")
-    head_width: Width | None = Field(None, description="channels before the classifier; four times the last width")
-    stem_stride: Literal[1, 2] = Field(1, description="stride of the first convolution; 2 quarters the work")
+    expansion: int = Field(default=4, ge=1, le=16, description="channels inside a block per channel outside")
+    head_width: Width | None = Field(
+        default=None, description="channels before the classifier; four times the last width"
+    )
+    stem_stride: Literal[1, 2] = Field(default=1, description="stride of the first convolution; 2 quarters the work")
 
     @model_validator(mode="after")
     def _check_depths(self) -> "MobileNetConfig":
@@ -83,15 +99,15 @@ class MlpConfig(Architecture):
     """Fully connected layers with ReLU between them, on the flattened image."""
 
     name: Literal["mlp"] = "mlp"
-    widths: tuple[Width, ...] = Field((128, 64), min_length=1, description="units of each hidden layer")
+    widths: Widths = Field(default=(128, 64), description="units of each hidden layer")
 
 
 class CustomConfig(Architecture):
     """The user's own network: a callable that returns an `nn.Module`."""
 
     name: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", description="module:callable")
-    folder: str = Field(".", min_length=1, description="where the module lies, relative to the recipe's folder")
-    kwargs: dict[str, JsonValue] = Field({}, description="keyword arguments of the callable")
+    folder: str = Field(default=".", min_length=1, description="where the module lies, relative to the recipe's folder")
+    kwargs: dict[str, JsonValue] = Field(default={}, description="keyword arguments of the callable")
 
     @field_validator("kwargs")
     @classmethod
@@ -152,9 +168,7 @@ class ModelConfig(
             raise ValueError(f"a model needs a `name`: {known}")
         if name not in BUILT_IN and ":" not in name:
             near = difflib.get_close_matches(name, BUILT_IN, n=1)
-            raise ValueError(
-                f"unknown model {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {known}")
-            )
+            raise ValueError(f"unknown model {name!r}" + (f"; nearest: {near[0]!r}" if near else f"; known: {known}"))
         return value
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,7 +58,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_pt(path: Path) -> dict[str, torch.Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about old formats, which load or are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -102,7 +105,7 @@ def _check_keys(weights: Mapping[str, Any], expected: Mapping[str, Any], path: P
 
 
 def _check_shapes(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path) -> None:
-    wrong = [key for key, tensor in weights.items() if not _fits(tensor, expected[key])]
+    wrong = [key for key in expected if not _fits(weights[key], expected[key])]
     if not wrong:
         return
     listed = _listed([f"{key}: got {_form(weights[key])}, expected {_form(expected[key])}" for key in wrong], "; ")

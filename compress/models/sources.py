@@ -71,7 +71,10 @@ def _file_below(folders: list[Path], parts: list[str]) -> Path | None:
 
 def _installed_file(parts: list[str]) -> Path | None:
     # Only the top-level package is asked for: looking up a submodule would import its parents.
-    spec = importlib.util.find_spec(parts[0])
+    try:
+        spec = importlib.util.find_spec(parts[0])
+    except ValueError:  # a module that has no spec, like __main__
+        return None
     if spec is None:
         return None
     if len(parts) > 1:

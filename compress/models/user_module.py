@@ -7,7 +7,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,8 @@ def importable(folder: Path) -> Iterator[None]:
     """Let the folder's modules be imported by their own names while the block runs.
 
     Afterwards those modules are forgotten and the path is as before, so that a module of the same name
-    in another folder is not mistaken for them. No byte code is written to the folder.
+    in another folder is not mistaken for them. No byte code is written to the folder, and what
+    they print goes to standard error.
 
     Args:
         folder: absolute path.
@@ -36,9 +37,11 @@ def importable(folder: Path) -> Iterator[None]:
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # standard output carries results alone
+            yield
     finally:
-        sys.path.remove(str(folder))
+        if str(folder) in sys.path:  # unless the module took it away itself
+            sys.path.remove(str(folder))
         sys.dont_write_bytecode = wrote
         new = set(sys.modules) - before
         local = {name for name in new if _is_top_of(name.split(".")[0], folder)}

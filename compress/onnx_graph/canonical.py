@@ -93,8 +93,11 @@ def _canonicalize_attributes(node: onnx.NodeProto, opset: int) -> None:
     for attribute in sorted(node.attribute, key=lambda a: a.name):
         declared = schema.attributes.get(attribute.name)
         default = None if declared is None else declared.default_value
-        same = default is not None and default.type == attribute.type
-        if same and helper.get_attribute_value(default) == helper.get_attribute_value(attribute):
+        if (
+            default is not None
+            and default.type == attribute.type
+            and helper.get_attribute_value(default) == helper.get_attribute_value(attribute)
+        ):
             continue
         duplicate = onnx.AttributeProto()
         duplicate.CopyFrom(attribute)
@@ -117,7 +120,9 @@ def _own_quantization_constants(model: onnx.ModelProto) -> None:
             array = index.constant(node.input[position])
             if array is None:
                 continue
-            shared = index.constant(source.input[position]) if source is not None and position < len(source.input) else None
+            shared = (
+                index.constant(source.input[position]) if source is not None and position < len(source.input) else None
+            )
             if source is not None and shared is not None and shared.dtype == array.dtype and (shared == array).all():
                 node.input[position] = source.input[position]  # the Q came first in the order of nodes
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,14 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hide the exporter's log lines about operators of packages that are not installed."""
+    """Hide what torch says about itself: packages that are not installed, its own use of its deprecated names."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
     finally:
         logger.setLevel(level)
 
@@ -102,9 +105,12 @@ def _capture(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedP
     batch = torch.zeros((2, *example.shape[1:]), device=device)
     try:
         output = module(batch)
+    except Exception as error:  # the user's own code
+        raise _explained(error, f"fails on a batch of shape {tuple(batch.shape)}") from error
+    try:
         program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
-    except Exception as error:  # torch.export raises a dozen types, user code any: all are explained below
-        raise _explained(error) from error
+    except Exception as error:  # torch.export raises a dozen types without a common base
+        raise _explained(error, "cannot be captured as a graph") from error
     if not isinstance(output, torch.Tensor) or output.ndim == 0:
         raise ModelError(
             f"The network returns {type(output).__name__}; expected one tensor of logits, (batch, classes).",
@@ -113,7 +119,7 @@ def _capture(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedP
     return program
 
 
-def _explained(error: Exception) -> ModelError:
+def _explained(error: Exception, what: str) -> ModelError:
     text = str(error)
     fixed = ("Constraints violated", "specialized", "ConstraintViolation", "RelaxedUnspecConstraint")
     if any(word in text for word in fixed) or "is invalid for input of size" in text:
@@ -123,8 +129,8 @@ def _explained(error: Exception) -> ModelError:
             hint="Replace fixed batch sizes in view, reshape or expand by -1 or x.shape[0].",
         )
     return ModelError(
-        f"The network cannot be captured as a graph: {type(error).__name__}: {_first_lines(text)}",
-        hint="Remove branches that depend on values, and calls that torch.export does not know.",
+        f"The network {what}: {type(error).__name__}: {_first_lines(text)}",
+        hint="Check the input shape, and remove branches that depend on values: torch.export cannot follow them.",
     )
 
 
@@ -149,7 +155,8 @@ def _translate(program: torch.export.ExportedProgram, opset: int) -> onnx.ModelP
     model = exported.model_proto
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         raise ModelError(
-            f"The graph has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; expected one of each.",
+            f"The graph has {len(model.graph.input)} inputs and {len(model.graph.output)} outputs; "
+            "expected one of each.",
             hint="Wrap the network in a module that takes images and returns logits.",
         )
     return model

@@ -60,6 +60,13 @@ class GraphIndex:
         tensor = self.constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
+    def required(self, name: str, what: str) -> np.ndarray:
+        """The value of the initializer `name`; `ModelError` saying that `what` must be a constant otherwise."""
+        array = self.constant(name)
+        if array is None:
+            raise ModelError(f"The {what} ({name}) is computed in the graph; expected a constant.")
+        return array
+
     def only_reader(self, name: str) -> onnx.NodeProto | None:
         """The one node that reads `name`, when nothing else does and it is no graph output."""
         uses = self.uses(name)

@@ -43,7 +43,9 @@ def load_onnx(path: Path | str) -> onnx.ModelProto:
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise ModelError(f"The file is no ONNX model, or it is cut off: {error}", where=where, hint=EXPORT_AGAIN) from error
+        raise ModelError(
+            f"The file is no ONNX model, or it is cut off: {error}", where=where, hint=EXPORT_AGAIN
+        ) from error
     _load_external_data(model, path.parent, where)
     check_model(model, where)
     require_finite(model, where)
@@ -123,4 +125,3 @@ def _load_external_data(model: onnx.ModelProto, folder: Path, where: str) -> Non
             ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         tensor.ClearField("external_data")
-

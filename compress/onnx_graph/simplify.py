@@ -71,8 +71,11 @@ def _fold_constants(model: onnx.ModelProto) -> None:
 
 
 def _evaluate(node: onnx.NodeProto, values: dict[str, np.ndarray | None], opset: int) -> dict[str, np.ndarray]:
-    inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-              for name, v in values.items() if v is not None]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for name, v in values.items()
+        if v is not None
+    ]
     names = [name for name in node.output if name]
     outputs = [onnx.ValueInfoProto(name=name) for name in names]
     graph = helper.make_graph([node], "fold", inputs, outputs)
@@ -118,7 +121,7 @@ def _remove_identities(model: onnx.ModelProto) -> None:
 
 
 def _fold_weight_transposes(model: onnx.ModelProto) -> None:
-    """int8 constant -> DQ -> Transpose becomes transposed int8 constant -> DQ: ORT's integer kernels need the latter."""
+    """Move the Transpose of a stored int8 weight into its initializer: integer kernels take no other form."""
     index, taken = GraphIndex(model), names_of(model)
     for node in model.graph.node:
         source = index.producer(node.input[0], DEQUANTIZE) if node.op_type == "Transpose" else None
@@ -146,9 +149,8 @@ def _fold_batch_norms(model: onnx.ModelProto) -> None:
             continue
         gamma, beta, mean, variance = (np.float64(index.constant(name)) for name in norm.input[1:5])
         factor = gamma / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
-        weight = index.constant(layer.input[1])
-        bias = index.constant(layer.input[2]) if len(layer.input) > 2 and layer.input[2] else 0.0
-        assert weight is not None and bias is not None
+        weight = index.required(layer.input[1], "weight")
+        bias = index.required(layer.input[2], "bias") if len(layer.input) > 2 and layer.input[2] else np.zeros(1)
         axis = 1 if layer.op_type == "Gemm" and not attributes(layer).get("transB", 0) else 0
         shape = [-1 if position == axis else 1 for position in range(weight.ndim)]
         parts = {
@@ -199,4 +201,3 @@ def _pool_from_mean(model: onnx.ModelProto) -> None:
         nodes[-1] = helper.make_node("GlobalAveragePool", node.input[:1], [pooled], name=pooled)
         nodes.append(helper.make_node("Squeeze", [pooled, where], node.output, name=node.name))
     set_nodes(model, nodes)
-

@@ -7,7 +7,7 @@ where a batch-norm weight is zero, and spends 20 s in tracing patterns for each 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,9 +29,15 @@ _SCALED = "compress_scaled"  # mark of a layer that `scale_weights_by_batch_norm
 def drop_batch_counters(graph: fx.GraphModule) -> None:
     """Remove `num_batches_tracked += 1`: it would count evaluations too, and nothing reads it."""
     for node in list(graph.graph.nodes):
-        if node.target is _ATEN.add_.Tensor and str(node.args[0].target).endswith("num_batches_tracked"):
+        if node.target is _ATEN.add_.Tensor and str(_operand(node, 0).target).endswith("num_batches_tracked"):
             graph.graph.erase_node(node)
     graph.recompile()
+
+
+def _operand(node: fx.Node, index: int) -> fx.Node:
+    operand = node.args[index]
+    assert isinstance(operand, fx.Node), (node, operand)
+    return operand
 
 
 def _with_statistics(graph: fx.GraphModule) -> Iterator[fx.Node]:
@@ -42,8 +48,7 @@ def _with_statistics(graph: fx.GraphModule) -> Iterator[fx.Node]:
 
 def _weighted_before(batch_norm: fx.Node) -> fx.Node | None:
     """Return the layer that `batch_norm` can be folded into: channels in axis 1, no other reader of its output."""
-    layer = batch_norm.args[0]
-    assert isinstance(layer, fx.Node)
+    layer = _operand(batch_norm, 0)
     if layer.target not in WEIGHTED or len(layer.users) != 1:
         return None
     if layer.target is _ATEN.linear.default and layer.meta["val"].ndim != 2:
@@ -66,7 +71,7 @@ def scale_weights_by_batch_norm(graph: fx.GraphModule) -> None:
         layer = _weighted_before(batch_norm)
         if layer is None:
             continue
-        weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
+        weight, bias = _operand(layer, 1), layer.args[2] if len(layer.args) > 2 else None
         call = graph.graph.call_function
         with graph.graph.inserting_before(layer):
             factor = _factor_nodes(graph.graph, batch_norm)
@@ -89,7 +94,7 @@ def _rank(node: Any) -> int:
 
 
 def _factor_nodes(graph: fx.Graph, batch_norm: fx.Node) -> fx.Node:
-    """Add nodes for weight / sqrt(variance + eps), where a factor of zero is replaced by one: its output is multiplied by zero anyway."""
+    """Add nodes for weight / sqrt(variance + eps); one replaces zero, as its output is multiplied by zero anyway."""
     _, scale, _, _, variance, _, _, eps = batch_norm.args[:8]
     inverse = graph.call_function(_ATEN.rsqrt.default, (graph.call_function(_ATEN.add.Tensor, (variance, eps)),))
     factor = inverse if scale is None else graph.call_function(_ATEN.mul.Tensor, (scale, inverse))
@@ -108,12 +113,8 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
     """
     for position, batch_norm in enumerate(_with_statistics(graph)):
         factor, shift = _factor_and_shift(graph, batch_norm)
-        before = batch_norm.args[0]
-        bias = None
-        if before.target is _ATEN.add.Tensor and isinstance(before.args[1], fx.Node):
-            before, bias = before.args[0], before.args[1].args[0]
-        layer = before.args[0] if before.target is _ATEN.div.Tensor else None
-        if isinstance(layer, fx.Node) and _SCALED in layer.meta:
+        layer, bias = _scaled_before(batch_norm)
+        if layer is not None:
             offset = shift if bias is None else shift + factor * _tensor(graph, bias)
             _fold(graph, batch_norm, layer, factor, offset, position)
         else:
@@ -122,13 +123,23 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
+def _scaled_before(batch_norm: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """Return the layer that `scale_weights_by_batch_norm` rewrote, and its bias; None where there is none."""
+    before, bias = _operand(batch_norm, 0), None
+    if before.target is _ATEN.add.Tensor and isinstance(before.args[1], fx.Node):
+        before, bias = _operand(before, 0), before.args[1]
+    if before.target is not _ATEN.div.Tensor or _SCALED not in getattr(before.args[0], "meta", {}):
+        return None, None
+    return _operand(before, 0), _operand(bias, 0) if bias is not None else None
+
+
 def _tensor(graph: fx.GraphModule, node: Any) -> Tensor:
     path, _, name = node.target.rpartition(".")
     return getattr(graph.get_submodule(path), name).detach()
 
 
 def _factor_and_shift(graph: fx.GraphModule, batch_norm: fx.Node) -> tuple[Tensor, Tensor]:
-    _, scale, shift, mean, variance, _, _, eps = batch_norm.args[:8]
+    _, scale, shift, mean, variance, _, _, eps = cast("tuple[Any, ...]", batch_norm.args[:8])
     factor = torch.rsqrt(_tensor(graph, variance) + eps)  # in the order of _factor_nodes: the same bits
     if scale is not None:
         factor = _tensor(graph, scale) * factor
@@ -139,13 +150,13 @@ def _factor_and_shift(graph: fx.GraphModule, batch_norm: fx.Node) -> tuple[Tenso
 def _fold(
     graph: fx.GraphModule, batch_norm: fx.Node, layer: fx.Node, factor: Tensor, shift: Tensor, position: int
 ) -> None:
-    observed = layer.args[1]  # the scaled weight, behind a fake-quant node if there is one
-    scaled = observed.args[0] if observed.op == "call_module" else observed
-    weight = scaled.args[0]
+    observed = _operand(layer, 1)  # the scaled weight, behind a fake-quant node if there is one
+    scaled = _operand(observed, 0) if observed.op == "call_module" else observed
+    weight = _operand(scaled, 0)
     folded = _tensor(graph, weight)
     folded = folded * factor.reshape([-1] + [1] * (folded.ndim - 1))
     # New names, because two layers may share one weight under different batch-norms.
-    stem = f"{weight.target.replace('.', '_')}_folded_{position}"
+    stem = f"{str(weight.target).replace('.', '_')}_folded_{position}"
     with graph.graph.inserting_before(observed):
         new_weight = _parameter(graph, stem, folded)
     with graph.graph.inserting_before(layer):

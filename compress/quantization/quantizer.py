@@ -1,7 +1,7 @@
 """Fake-quant for training: where TensorRT wants integers, how a network gets them, how they become Q/DQ.
 
 `prepare_qat` exports a float network and puts fake-quant nodes where `TensorRTQuantizer` says; `calibrate_ranges`
-gives them their first ranges; training moves both; `freezing_schedule` stops the ranges and the batch-norm
+gives them their first ranges; training moves them; `FakeQuantNetwork.freeze` stops ranges and batch-norm
 statistics near the end; `convert_qat` folds batch-norm and writes integers. torchao's PT2E does the graph surgery.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +28,7 @@ from compress.quantization.batch_norm import (
     fold_batch_norm,
     scale_weights_by_batch_norm,
 )
-from compress.quantization.scheme import ACTIVATION_RANGE, Scheme
+from compress.quantization.scheme import ACTIVATION_RANGE, QUANTIZER_VERSION, Scheme
 
 _ATEN = torch.ops.aten
 _PRODUCTS = {_ATEN.matmul.default, _ATEN.bmm.default}
@@ -71,7 +73,7 @@ class TensorRTQuantizer:
     """
 
     def __init__(self, scheme: Scheme) -> None:
-        fake_quant, observers = _torchao().pt2e.FusedMovingAvgObsFakeQuantize, _torchao().pt2e
+        fake_quant, observers = _torchao().pt2e.FakeQuantize, _torchao().pt2e
         spec = _torchao().quantizer.QuantizationSpec
         low, high = scheme.weight_range
         self.activation = spec(
@@ -172,8 +174,7 @@ class FakeQuantNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.scheme = scheme
-        self.observers_frozen = False
-        self.batch_norm_frozen = False
+        self.frozen = False
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images, (batch, channels, height, width), to logits, (batch, classes), through simulated int8."""
@@ -182,23 +183,26 @@ class FakeQuantNetwork(nn.Module):
     def train(self, mode: bool = True) -> FakeQuantNetwork:
         """Switch batch-norm, dropout and observers; the submodules of an exported graph have no mode of their own."""
         self.training = mode
-        batch_norm, changed = mode and not self.batch_norm_frozen, False
+        batch_norm, changed = mode and not self.frozen, False
         for node in self.network.graph.nodes:
-            if node.target is BATCH_NORM:
+            if node.target is BATCH_NORM and node.args[4] is not None:  # else it always uses the batch
                 changed |= _set_argument(node, BATCH_NORM_TRAINING, batch_norm)
             elif node.target in _DROPOUTS:
                 changed |= _set_argument(node, 2, mode)
         if changed:
             self.network.recompile()
         for fake_quant in self.fake_quants():
-            fake_quant.enable_observer(mode and not self.observers_frozen)
+            fake_quant.enable_observer(mode and not self.frozen)
         return self
 
-    def freeze(self, *, observers: bool = False, batch_norm: bool = False) -> None:
-        """Stop ranges or batch-norm statistics for good; what is not named stays as it is."""
-        observers, batch_norm = observers or self.observers_frozen, batch_norm or self.batch_norm_frozen
-        if (observers, batch_norm) != (self.observers_frozen, self.batch_norm_frozen):
-            self.observers_frozen, self.batch_norm_frozen = observers, batch_norm
+    def freeze(self) -> None:
+        """Keep ranges and batch-norm statistics as they are from now on.
+
+        Late in training both would keep shifting the grid on which the weights settle (Krishnamoorthi, 2018,
+        arXiv:1806.08342).
+        """
+        if not self.frozen:
+            self.frozen = True
             self.train(self.training)
 
     def fake_quants(self) -> Iterator[Any]:
@@ -230,6 +234,16 @@ def _set_argument(node: fx.Node, index: int, value: Any) -> bool:
         return False
     node.update_arg(index, value)
     return True
+
+
+def scheme_description(scheme: Scheme | None = None) -> dict[str, Any]:
+    """Return what a checkpoint must remember to rebuild a fake-quant network, as JSON values.
+
+    Args:
+        scheme: the integer ranges; 8 bits if left out.
+    """
+    versions = {library: version(library) for library in ("torch", "torchao")}
+    return {**(scheme or Scheme()).to_dict(), "quantizer_version": QUANTIZER_VERSION, **versions}
 
 
 def prepare_qat(module: nn.Module, example: Tensor, scheme: Scheme | None = None) -> FakeQuantNetwork:
@@ -303,27 +317,6 @@ def calibrate_ranges(network: FakeQuantNetwork, images: Iterable[Tensor]) -> Non
         fake_quant.disable_observer()
 
 
-def freezing_schedule(network: FakeQuantNetwork, *, observers: float, batch_norm: float) -> Callable[[float], None]:
-    """Return a hook for the training loop that freezes ranges and batch-norm statistics near the end.
-
-    Late in training both would keep shifting the grid on which the weights settle (Krishnamoorthi, 2018,
-    arXiv:1806.08342).
-
-    Args:
-        network: being trained.
-        observers: share of the steps, counted from the end, with frozen ranges, in [0, 1].
-        batch_norm: share of the steps, counted from the end, with frozen batch-norm statistics, in [0, 1].
-
-    Returns:
-        A function of the share of steps done, in [0, 1), to be called before each step.
-    """
-
-    def before_step(done: float) -> None:
-        network.freeze(observers=done >= 1 - observers, batch_norm=done >= 1 - batch_norm)
-
-    return before_step
-
-
 def convert_qat(network: FakeQuantNetwork) -> QuantizedNetwork:
     """Turn simulated integers into real ones: int8 weights, Q/DQ nodes, batch-norm folded, biases float.
 
@@ -333,6 +326,9 @@ def convert_qat(network: FakeQuantNetwork) -> QuantizedNetwork:
     Returns:
         The network for inference, on the same device.
     """
-    graph = copy.deepcopy(network).eval().network
+    with warnings.catch_warnings():
+        # Copying an exported graph makes torch build a class that it has deprecated.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        graph = copy.deepcopy(network).eval().network
     fold_batch_norm(graph)
     return QuantizedNetwork(_torchao().convert(graph), network.scheme)

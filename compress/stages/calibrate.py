@@ -46,7 +46,7 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
     save_onnx(quantized.unsigned, workspace.path / "model.ort.onnx")
     (workspace.path / "scales.json").write_text(quantized.scales.to_json())
     kept = f"{quantized.calibrated} tensors calibrated, {quantized.kept} scales kept from qat"
-    workspace.notes += [kept, *warnings, *quantized.notes]
+    workspace.notes += [kept, *(warnings if quantized.calibrated else ()), *quantized.notes]
     workspace.tensors = inputs.model.manifest.tensors
     coverage = summarize(quantized.signed)["qdq"]
     workspace.quantization = Quantization(

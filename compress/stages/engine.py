@@ -1,6 +1,5 @@
 """`engine`: an ONNX file becomes a TensorRT plan with a sidecar that says what is in it."""
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +29,7 @@ class EngineConfig(StageConfig):
 
     backend: Literal["tensorrt_rtx", "tensorrt"] = "tensorrt_rtx"
     batch: BatchRange = BatchRange()
-    timeout_s: float = Field(600, gt=0, description="of the build, seconds")
+    timeout_s: float = Field(900, gt=0, description="of the build, seconds")
     workspace_bytes: int | None = Field(None, gt=0, description="scratch memory of the builder; None: its default")
 
 
@@ -58,16 +57,19 @@ def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Met
         timeout_s=config.timeout_s,
         workspace_bytes=config.workspace_bytes,
     )
-    (workspace.path / "model.json").write_text(json.dumps(sidecar, indent=2, sort_keys=True) + "\n")
     workspace.tensors = inputs.model.manifest.tensors
     workspace.quantization = inputs.model.manifest.quantization
-    operands = sidecar["operand_types"]
     metrics = [Metric(name="size", value=plan_path.stat().st_size, unit="bytes")]
-    if operands is not None:
-        workspace.notes.append(f"{operands['int8']} of {operands['total']} convs and Gemms have int8 operands")
+    operands = sidecar["operand_types"]
+    if operands is None:
+        workspace.notes.append(f"{config.backend} plans do not tell their operand types without a GPU")
+        return metrics
+    for kind in ("convolutions", "gemms"):
+        int8, total = operands[kind]["int8"], operands[kind]["total"]
+        workspace.notes.append(f"{int8} of {total} {kind} have int8 operands")
         metrics += [
-            Metric(name="int8_ops", value=operands["int8"], unit="convs and Gemms"),
-            Metric(name="matrix_ops", value=operands["total"], unit="convs and Gemms"),
+            Metric(name=f"int8_{kind}", value=int8, unit=kind),
+            Metric(name=kind, value=total, unit=kind),
         ]
     return metrics
 

@@ -44,7 +44,7 @@ def run(config: ExportConfig, inputs: ExportInputs, workspace: Workspace) -> Met
     everything = load_dataset(workspace.data, workspace.base).validation
     validation = everything.take(np.arange(min(PARITY_SAMPLES, len(everything))))
     expected = predict_logits(module, validation)
-    session = OnnxRuntimeSession.load(path)
+    session = OnnxRuntimeSession.load(path, optimized=not scheme)
     images = validation.images.astype(np.float32) / 255
     got = session.run({"image": images})["logits"]
     session.close()

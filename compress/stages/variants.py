@@ -50,7 +50,10 @@ def runnable_from_artifact(artifact: Artifact, base: Path, *, device: str, threa
         from compress.engines.onnxruntime_session import OnnxRuntimeSession
 
         file = artifact.path / ("model.onnx" if isinstance(artifact, OnnxModel) else "model.ort.onnx")
-        return Runnable(artifact, file, "onnxruntime cpu", OnnxRuntimeSession.load(file, threads=threads))
+        # A signed Q/DQ graph is what TensorRT reads: here it is computed node by node, as ONNX defines it.
+        signed = isinstance(artifact, OnnxModel) and artifact.manifest.quantization is not None
+        label = "onnxruntime cpu, unoptimized" if signed else "onnxruntime cpu"
+        return Runnable(artifact, file, label, OnnxRuntimeSession.load(file, threads=threads, optimized=not signed))
     assert isinstance(artifact, Engine), artifact
     from compress.engines.tensorrt_session import TensorRTSession
 

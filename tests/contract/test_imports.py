@@ -13,7 +13,7 @@ import pytest
 import compress
 
 HEAVY = (
-    "torch", "torchao", "lightning", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "onnxscript",
+    "torch", "torchao", "lightning_fabric", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "onnxscript",
     "tensorrt_rtx", "tensorrt", "pycuda", "matplotlib", "PIL",
 )  # fmt: skip
 COMMANDS = ("run", "plan", "ls", "show", "report", "schema", "doctor")

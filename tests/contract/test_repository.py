@@ -76,7 +76,9 @@ def test_the_shipped_recipe_schema_is_current(root: Path) -> None:
     from compress.cli.reporting import schema_text
 
     shipped = root / "compress" / "pipeline" / "recipe.schema.json"
-    assert shipped.read_text(encoding="utf-8") == schema_text() + "\n", "compress schema -o compress/pipeline/recipe.schema.json"
+    assert shipped.read_text(encoding="utf-8") == schema_text() + "\n", (
+        "compress schema -o compress/pipeline/recipe.schema.json"
+    )
 
 
 def test_the_readme_recipe_is_the_shipped_one(root: Path) -> None:
@@ -123,7 +125,9 @@ def test_pins_are_what_is_tested(root: Path) -> None:
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {normal(name): version for name, version in (line.split("==") for line in lines if not line.startswith("#"))}
     installed = {normal(found.name): found.version.split("+")[0] for found in metadata.distributions()}
-    differing = {name: (pins[name], installed[name]) for name in pins.keys() & installed if pins[name] != installed[name]}
+    differing = {
+        name: (pins[name], installed[name]) for name in pins.keys() & installed if pins[name] != installed[name]
+    }
     assert not differing, "pinned, installed"
 
 

@@ -72,7 +72,9 @@ def test_roles_are_artifacts(name: str) -> None:
         if role == "ancestors":
             assert annotation == dict[str, Artifact]
             continue
-        kinds = {part for part in re.findall(r"\w+", str(annotation)) if part in {c.__name__ for c in ARTIFACTS.values()}}
+        kinds = {
+            part for part in re.findall(r"\w+", str(annotation)) if part in {c.__name__ for c in ARTIFACTS.values()}
+        }
         assert kinds, f"{name}.{role}: {annotation}"
         assert role not in STAGES[name].config.model_fields, "a role and an option must not share a name"
 

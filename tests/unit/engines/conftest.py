@@ -15,6 +15,7 @@ from compress.engines.tensorrt_builder import build_engine
 
 ACTIVATIONS = ("image", "c1_relu", "c2_relu", "c3", "sum_relu", "flat")
 WIDTH = 8
+ZERO = np.int8(0)
 
 
 class Graph:
@@ -45,7 +46,7 @@ class Graph:
         return self.node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized")
 
     def weight(self, name: str, shape: tuple[int, ...]) -> str:
-        values = self.random.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]))
+        values = (self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
         if not self.weights_int8:
             return self.constant(name, values)
         scales = np.abs(values).reshape(shape[0], -1).max(1) / 127
@@ -67,7 +68,7 @@ def make_net(
     *,
     quantized: tuple[str, ...] = (),
     weights_int8: bool | None = None,
-    zero_point: Any = np.int8(0),
+    zero_point: Any = ZERO,
     batch: int | str = "batch",
 ) -> ModelProto:
     """The net; weights are int8 where any activation is, unless told otherwise."""

@@ -67,7 +67,9 @@ def test_a_missing_library_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
 def test_without_a_driver_that_is_the_reason(backend):
     assert why_not(backend) == NO_DRIVER == "no NVIDIA driver"
-    assert "install the NVIDIA driver" in obstacle(backend).install_hint
+    found = obstacle(backend)
+    assert found is not None
+    assert "install the NVIDIA driver" in found.install_hint
 
 
 @without_driver

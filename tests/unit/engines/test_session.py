@@ -3,10 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.engines.session import TensorSpec, check_inputs
+from compress.engines.onnxruntime_session import OnnxRuntimeSession
+from compress.engines.session import Session, TensorSpec, check_inputs
+from compress.engines.tensorrt_session import TensorRTSession
+from compress.engines.torch_session import TorchSession
 from compress.errors import DataError
 
+SESSIONS: list[type[Session]] = [OnnxRuntimeSession, TorchSession, TensorRTSession]  # the type checker's business
 IMAGE = TensorSpec("image", "float32", ("batch", 3, 8, 8))
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_every_session_has_the_four_methods(session):
+    assert all(callable(getattr(session, name)) for name in ("load", "run", "describe", "close"))
 
 
 def test_fitting_inputs_pass():

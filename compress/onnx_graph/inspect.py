@@ -1,0 +1,80 @@
+"""What is in an ONNX graph, as plain values for people and for reports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from compress.onnx_graph.canonical import DEQUANTIZE, QUANTIZE
+from compress.onnx_graph.graph import GraphIndex, opset_of
+from compress.onnx_graph.lint import LAYERS
+
+_PLURALS = {"Conv": "convs", "Gemm": "gemms", "MatMul": "matmuls"}
+
+
+def summarize(model: onnx.ModelProto) -> dict[str, Any]:
+    """Count what a graph holds.
+
+    Returns:
+        A JSON document: `opset`; `operators` {operator: count}; `inputs` and `outputs` [{name, dtype, shape}], a
+        string in a shape naming a dynamic axis; `parameters`, numbers in weights and biases (scales, zero points and
+        shapes not counted); `size_bytes` of the serialized model; `qdq`: {convs, convs_quantized, gemms,
+        gemms_quantized, matmuls, matmuls_quantized, quantize_nodes, dequantize_nodes, activation_dtypes, float_layers},
+        where a layer is quantized when both its operands are dequantized integers.
+    """
+    index = GraphIndex(model)
+    operators = Counter(node.op_type for node in model.graph.node)
+    return {
+        "opset": opset_of(model),
+        "operators": dict(sorted(operators.items())),
+        "inputs": [_value(v) for v in model.graph.input if v.name in index.inputs],
+        "outputs": [_value(v) for v in model.graph.output],
+        "parameters": _count_parameters(index),
+        "size_bytes": model.ByteSize(),
+        "qdq": _coverage(index, operators),
+    }
+
+
+def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim]
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return {"name": value.name, "dtype": dtype, "shape": dims}
+
+
+def _count_parameters(index: GraphIndex) -> int:
+    total = 0
+    for name, tensor in index.constants.items():
+        uses = index.uses(name)
+        data = any(use.position == 0 or use.node.op_type not in (QUANTIZE, DEQUANTIZE) for use in uses)
+        if data and tensor.data_type != onnx.TensorProto.INT64:  # int64 holds shapes and axes
+            size = 1
+            for dim in tensor.dims:
+                size *= dim
+            total += size
+    return total
+
+
+def _coverage(index: GraphIndex, operators: Counter[str]) -> dict[str, Any]:
+    layers = [node for node in index.graph.node if node.op_type in LAYERS]
+    quantized = [node for node in layers if all(index.producer(name, DEQUANTIZE) for name in node.input[:2])]
+    counts: dict[str, Any] = {}
+    for op_type, plural in _PLURALS.items():
+        counts[plural] = operators[op_type]
+        counts[f"{plural}_quantized"] = sum(node.op_type == op_type for node in quantized)
+    done = {node.output[0] for node in quantized}
+    dtypes = {
+        index.constants[node.input[2]].data_type
+        for node in index.graph.node
+        if node.op_type == QUANTIZE and len(node.input) > 2 and node.input[2] in index.constants
+    }
+    return {
+        **counts,
+        "quantize_nodes": operators[QUANTIZE],
+        "dequantize_nodes": operators[DEQUANTIZE],
+        "activation_dtypes": sorted(helper.tensor_dtype_to_np_dtype(dtype).name for dtype in dtypes),
+        "float_layers": [node.name or node.output[0] for node in layers if node.output[0] not in done],
+    }

@@ -1,0 +1,220 @@
+"""The rewrite of a signed graph for ONNX Runtime on CPUs, from the same scales.
+
+ONNX Runtime's integer kernels for x86 take unsigned activations: with int8 ones it cannot absorb a Relu, and the graph
+is slower than float. A tensor that is never negative gets uint8 codes with zero point 0, every other tensor uint8 codes
+with zero point 128; weights stay int8 where that is exact, and biases become int32, without which ONNX Runtime leaves a
+last Gemm in float.
+
+On x86 without VNNI, ONNX Runtime multiplies uint8 by int8 with vpmaddubsw, which adds two products in 16 bits and
+saturates once codes exceed 127: 255 * 127 * 2 > 32767. Zero point 128 uses such codes all the time (a white pixel is
+255), so the weights of those layers are stored as uint8 with zero point 128: the uint8 by uint8 kernel is exact, and
+slower, on every processor. Post-Relu codes stay within 127 wherever the calibrated range holds, so those layers keep
+the fast kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from compress.errors import ModelError
+from compress.onnx_graph.canonical import DEQUANTIZE, QUANTIZE
+from compress.onnx_graph.graph import (
+    GraphIndex,
+    attributes,
+    names_of,
+    set_nodes,
+    tensor_from,
+    tidy,
+    unique_name,
+)
+from compress.onnx_graph.simplify import simplify
+
+ALWAYS_NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp"})
+KEEPS_SIGN = frozenset(  # of their first input
+    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice "
+    "Identity QuantizeLinear DequantizeLinear".split()
+)
+SIGN_OF_ALL_INPUTS = frozenset({"Concat", "Add", "Mul", "Max"})
+MIDDLE = 128  # the unsigned code of 0.0 where the signed one was 0
+UNSIGNED_MAX = 255
+SIGNED_MAX = 127
+
+
+SAFE_WEIGHT_CODE = 64
+BIAS_LIMIT = 2**30  # int32 codes of a bias, with a factor of two to spare
+UnsignedWeights = Literal["never", "shifted", "always"]
+
+
+def unsigned_from_signed(model: onnx.ModelProto, *, unsigned_weights: UnsignedWeights = "shifted") -> onnx.ModelProto:
+    """A copy with unsigned activations that computes what the signed graph computes.
+
+    Scales stay, with one exception, the Clip rule: where a Clip(0, high) is quantized, the codes 0..255 cover exactly
+    min(127 * scale, high), so that quantizing does the clipping and the Clip goes away. Codes of tensors that may be
+    negative move by 128; codes of non-negative ones keep their values and reach 255 instead of 127 before saturating,
+    which is the one difference to the signed graph.
+
+    Args:
+        model: signed symmetric Q/DQ, int8, zero point 0, one scale per activation.
+        unsigned_weights: which layers store uint8 weights, exact on every processor and about twice as slow as int8
+            ones: "shifted" those whose input has zero point 128 and whose weight codes exceed
+            64, "never" none, "always" all.
+
+    Raises:
+        ModelError: an activation is not int8 with zero point 0 and one constant scale.
+    """
+    result = simplify(model)  # folds weight Qs and transposes, without which ORT takes float kernels
+    index, taken = GraphIndex(result), names_of(result)
+    non_negative = _sign_oracle(index)
+    nodes: list[onnx.NodeProto] = []
+    replaced: dict[str, tuple[str, str, str]] = {}  # old Q output -> (new Q output, scale, zero point)
+    seen: dict[tuple[str, float], tuple[str, str, str]] = {}
+    for node in result.graph.node:
+        if node.op_type == QUANTIZE:
+            step = _signed_step(node, index)
+            key = (node.input[0], step)
+            if key not in seen:
+                source, fresh_step, zero = _unsigned_parameters(node.input[0], step, index, non_negative)
+                seen[key] = _emit_quantize(result, nodes, node, source, fresh_step, zero, taken)
+            replaced[node.output[0]] = seen[key]
+        elif node.op_type == DEQUANTIZE and node.input[0] in replaced:
+            nodes.append(helper.make_node(DEQUANTIZE, replaced[node.input[0]], node.output, name=node.name))
+        else:
+            nodes.append(node)
+    set_nodes(result, nodes)
+    _store_integer_parameters(result, unsigned_weights)
+    return tidy(result)
+
+
+def _store_integer_parameters(model: onnx.ModelProto, unsigned_weights: UnsignedWeights) -> None:
+    """Give every quantized Conv and Gemm an int32 bias, and uint8 weights where asked for."""
+    index, taken = GraphIndex(model), names_of(model)
+    for node in list(model.graph.node):
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        activation, weight = (index.producer(name, DEQUANTIZE) for name in node.input[:2])
+        codes = index.constant(weight.input[0]) if weight is not None else None
+        if activation is None or weight is None or codes is None:
+            continue
+        steps, step = (index.required(dequantize.input[1], "scale") for dequantize in (weight, activation))
+        zero = index.required(activation.input[2], "zero point")
+        bias = index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        axis = attributes(weight).get("axis", 1)
+        if (
+            bias is not None
+            and bias.dtype == np.float32
+            and bias.shape == (codes.shape[axis],)
+            and steps.shape == bias.shape
+        ):
+            # a near-dead channel has a step so small that its bias would not fit int32; its products are
+            # then below one millionth of the bias, so a larger step costs nothing
+            wider = np.maximum(steps, np.abs(bias) / (np.float32(step) * BIAS_LIMIT)).astype(np.float32)
+            shape = [-1 if position == axis else 1 for position in range(codes.ndim)]
+            codes = np.rint(codes * (steps / wider).reshape(shape)).astype(np.int8)
+            steps = wider
+            node.input[2] = _emit_bias(model, node, bias, np.float32(step) * steps, taken)
+        # 255 * 64 * 2 fits 16 bits: small codes, e.g. 7-bit weights, need no shift
+        saturates = int(zero) == MIDDLE and int(np.abs(codes.astype(np.int16)).max(initial=0)) > SAFE_WEIGHT_CODE
+        shift = unsigned_weights == "always" or (unsigned_weights == "shifted" and saturates)
+        node.input[1] = _emit_weight(model, weight, codes, steps, shift, taken)
+
+
+def _emit_bias(
+    model: onnx.ModelProto, node: onnx.NodeProto, bias: np.ndarray, step: np.ndarray, taken: set[str]
+) -> str:
+    names = [unique_name(f"{node.input[2]}.{part}", taken) for part in ("int32", "scale", "zero_point", "dequantized")]
+    arrays = np.rint(bias / step).astype(np.int32), step.astype(np.float32), np.zeros(step.shape, np.int32)
+    model.graph.initializer.extend(tensor_from(array, name) for array, name in zip(arrays, names, strict=False))
+    model.graph.node.append(helper.make_node(DEQUANTIZE, names[:3], names[3:], name=names[3], axis=0))
+    return names[3]
+
+
+def _emit_weight(
+    model: onnx.ModelProto, old: onnx.NodeProto, codes: np.ndarray, steps: np.ndarray, shift: bool, taken: set[str]
+) -> str:
+    stem = old.input[0]
+    names = [unique_name(f"{stem}.{part}", taken) for part in ("codes", "steps", "zero", "real")]
+    kind, zero = (np.uint8, MIDDLE) if shift else (np.int8, 0)
+    arrays = (codes.astype(np.int16) + zero).astype(kind), steps, np.full(steps.shape, zero, kind)
+    model.graph.initializer.extend(tensor_from(array, name) for array, name in zip(arrays, names, strict=False))
+    node = helper.make_node(DEQUANTIZE, names[:3], names[3:], name=names[3])
+    node.attribute.extend(old.attribute)
+    model.graph.node.append(node)
+    return names[3]
+
+
+def _signed_step(node: onnx.NodeProto, index: GraphIndex) -> float:
+    step = index.constant(node.input[1])
+    zero = index.constant(node.input[2]) if len(node.input) > 2 else None
+    if step is None or step.size != 1 or zero is None or zero.dtype != np.int8 or bool(zero.any()):
+        got = "no zero point" if zero is None else f"{zero.dtype} zero point {zero.reshape(-1)[:1].tolist()}"
+        raise ModelError(
+            f"Activation {node.input[0]} has {got} and {'no' if step is None else step.size} constant scale(s); "
+            "expected int8, zero point 0 and one scale.",
+            where=f"node {node.name}",
+            hint="Start from the signed graph that `calibrate` writes (model.onnx).",
+        )
+    return float(step.reshape(-1)[0])
+
+
+def _sign_oracle(index: GraphIndex) -> Callable[[str], bool]:
+    """A function that tells whether a tensor is never negative, from the operators that make it."""
+    known: dict[str, bool] = {}
+    for name, tensor in index.constants.items():
+        array = index.constant(name)
+        known[name] = (
+            tensor.dims[:] != [0] and array is not None and array.dtype.kind in "fiu" and bool((array >= 0).all())
+        )
+    for node in index.graph.node:  # in topological order, so that inputs are known
+        if node.op_type in ALWAYS_NON_NEGATIVE:
+            answer = True
+        elif node.op_type == "Clip":
+            low = _bound(node, 1, index)
+            answer = (low is not None and low >= 0) or known.get(node.input[0], False)
+        elif node.op_type in KEEPS_SIGN:
+            answer = known.get(node.input[0], False)
+        elif node.op_type in SIGN_OF_ALL_INPUTS:
+            answer = all(known.get(name, False) for name in node.input)
+        else:
+            answer = False
+        known.update(dict.fromkeys(node.output, answer))
+    return lambda name: known.get(name, False)
+
+
+def _bound(node: onnx.NodeProto, position: int, index: GraphIndex) -> float | None:
+    array = index.constant(node.input[position]) if len(node.input) > position and node.input[position] else None
+    return None if array is None else float(array)
+
+
+def _unsigned_parameters(
+    tensor: str, step: float, index: GraphIndex, non_negative: Callable[[str], bool]
+) -> tuple[str, float, int]:
+    """(tensor to quantize, scale, zero point) of the unsigned Q."""
+    clip = index.producer(tensor, "Clip")
+    if clip is not None and _bound(clip, 1, index) == 0.0:
+        high = _bound(clip, 2, index)
+        if high is not None and high > 0:
+            # keeping the step would let codes reach twice the bound once the Clip is gone
+            return clip.input[0], min(SIGNED_MAX * step, high) / UNSIGNED_MAX, 0
+    return tensor, step, 0 if non_negative(tensor) else MIDDLE
+
+
+def _emit_quantize(
+    model: onnx.ModelProto,
+    nodes: list[onnx.NodeProto],
+    old: onnx.NodeProto,
+    source: str,
+    step: float,
+    zero: int,
+    taken: set[str],
+) -> tuple[str, str, str]:
+    stem = old.input[0]
+    names = tuple(unique_name(f"{stem}.unsigned_{part}", taken) for part in ("scale", "zero_point"))
+    # 0-d on purpose: scales of shape [1] keep ORT from using QLinearAdd
+    model.graph.initializer.extend([tensor_from(np.float32(step), names[0]), tensor_from(np.uint8(zero), names[1])])
+    nodes.append(helper.make_node(QUANTIZE, [source, *names], old.output, name=old.name))
+    return old.output[0], names[0], names[1]

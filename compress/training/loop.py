@@ -1,0 +1,262 @@
+"""The one training loop: train, distil and quantization-aware training differ by objective and network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compress.data.loader import Augmentation, Batch, batch_count, batches
+from compress.data.split import Split
+from compress.errors import DataError, ModelError
+from compress.log import get_logger, progress
+from compress.quantization.quantizer import FakeQuantNetwork, calibrate_ranges
+from compress.training.evaluate import cross_entropy, predict_logits, top1
+from compress.training.objectives import Objective
+from compress.training.runtime import cpu_threads, fabric_on
+
+RANGE_IMAGES = 512  # from which fake-quant ranges start
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How weights are fitted.
+
+    Attributes:
+        epochs: passes over the training split, >= 1.
+        batch_size: samples per step, >= 2; an incomplete last batch is left out.
+        learning_rate: peak of the schedule, > 0, per step.
+        optimizer: sgd (with Nesterov momentum) or adamw.
+        schedule: one_cycle rises for 30 % of the steps, then falls to nothing; cosine falls from the start.
+        weight_decay: per step, as the optimizer defines it; biases and batch-norm are exempt.
+        momentum: of sgd, in [0, 1).
+        device: cpu or cuda.
+        precision: fp32, or bf16 for bfloat16 autocast in training steps; validation is always float32.
+        threads: CPU threads, >= 1; another count gives other weights.
+        seed: of order, augmentation and dropout; initial weights are the caller's.
+        augmentation: random changes to training images, or None.
+        freeze: share of the steps, counted from the end, in which fake-quant ranges and batch-norm statistics
+            stay fixed, in [0, 1]; without effect on networks without fake-quant.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: int = 1
+    seed: int = 0
+    augmentation: Augmentation | None = None
+    freeze: float = 0.5
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training left.
+
+    Attributes:
+        module: the network given, in evaluation mode, on the CPU, with the weights of the best epoch.
+        best_epoch: which that was, from 1.
+        history: one record an epoch: epoch, learning_rate (of its last step), loss and parts (means over its steps,
+            nats per sample), validation_top1 (fraction), validation_loss (nats per sample). The same bytes for the
+            same inputs.
+        seconds: wall time of each epoch, validation included; kept apart because it is never the same.
+    """
+
+    module: nn.Module
+    best_epoch: int
+    history: list[Record]
+    seconds: list[float] = field(compare=False)
+
+
+def fit(
+    module: nn.Module,
+    objective: Objective,
+    train: Split,
+    validation: Split,
+    settings: TrainSettings,
+    *,
+    on_epoch: Callable[[Record], None] | None = None,
+) -> FitResult:
+    """Train a network in place and leave it with the weights of its best epoch.
+
+    The best epoch has the highest validation top-1; ties go to the lower validation loss, then to the later epoch.
+    A network with fake-quant first gets its ranges from unaugmented training images. The same inputs and thread count
+    give the same bytes.
+
+    Args:
+        module: takes images in [0, 1], (batch, channels, height, width), and gives logits, (batch, classes).
+        objective: maps logits and their batch to a scalar loss and its named parts.
+        train: images to learn from.
+        validation: images to choose the epoch by.
+        settings: how.
+        on_epoch: called after each epoch with its record of the history.
+
+    Returns:
+        The module, its best epoch and its history.
+
+    Raises:
+        ModelError: a training or validation loss is not finite; nothing useful is left in the module.
+        DataError: fewer than two training images, or no validation image.
+        UnavailableError: the settings ask for a GPU that is not here.
+    """
+    if len(train) < 2 or len(validation) < 1:
+        raise DataError(
+            f"got {len(train)} training and {len(validation)} validation images, expected at least 2 and 1",
+            hint="take more samples",
+        )
+    with cpu_threads(settings.threads):
+        torch.manual_seed(settings.seed)
+        run = _Run(module, objective, train, settings)
+        history, seconds = [], []
+        best: tuple[float, float, int] = (-1.0, 0.0, 0)
+        weights: dict[str, Tensor] = {}
+        with progress("training", settings.epochs * run.steps_per_epoch, "steps") as bar:
+            for epoch in range(1, settings.epochs + 1):
+                started = time.perf_counter()
+                record = run.train_epoch(epoch, bar) | _validate(module, validation, epoch, run.learning_rate)
+                seconds.append(time.perf_counter() - started)
+                history.append(record)
+                rank = (record["validation_top1"], -record["validation_loss"], epoch)
+                if rank > best:
+                    best, weights = rank, {key: value.clone() for key, value in module.state_dict().items()}
+                if on_epoch is not None:
+                    on_epoch(record)
+        module.load_state_dict(weights)
+        module.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    get_logger(__name__).info(f"best epoch {best[2]} of {settings.epochs}: validation top-1 {best[0]:.4f}")
+    return FitResult(module, best[2], history, seconds)
+
+
+def _validate(module: nn.Module, validation: Split, epoch: int, learning_rate: float) -> Record:
+    logits = predict_logits(module, validation)
+    loss = cross_entropy(logits, validation.labels)
+    if not math.isfinite(loss):
+        raise _not_finite(f"the validation loss is {loss} after epoch {epoch}, at", learning_rate)
+    return {"validation_top1": top1(logits, validation.labels), "validation_loss": loss}
+
+
+def _not_finite(what: str, learning_rate: float) -> ModelError:
+    return ModelError(
+        f"{what} learning rate {learning_rate:.3g}; training stopped and nothing is kept",
+        hint=f"lower the learning rate, e.g. to {learning_rate / 10:.1g}",
+    )
+
+
+class _Run:
+    """A network with its optimizer on a device, and the count of steps taken."""
+
+    def __init__(self, module: nn.Module, objective: Objective, train: Split, settings: TrainSettings) -> None:
+        self.fabric = fabric_on(settings.device, settings.precision)
+        self.module, self.objective, self.train, self.settings = module, objective, train, settings
+        self.batch_size = min(settings.batch_size, len(train))
+        self.steps_per_epoch = batch_count(len(train), self.batch_size, drop_last=True)
+        self.step = 0
+        self.learning_rate = settings.learning_rate
+        # Convolutions run faster on this layout; the caller gets contiguous weights back.
+        module.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(module, FakeQuantNetwork):
+            count = math.ceil(RANGE_IMAGES / self.batch_size)
+            calibrate_ranges(module, islice(self._images(), count))
+        self.forward, self.optimizer = self.fabric.setup(module, _optimizer(module, settings))
+
+    def _images(self) -> Iterator[Tensor]:
+        for batch in batches(self.train, self.batch_size, seed=self.settings.seed, epoch=0, shuffle=True):
+            yield self._moved(batch).images
+
+    def _moved(self, batch: Batch) -> Batch:
+        device = self.fabric.device
+        images = batch.images.to(device).contiguous(memory_format=torch.channels_last)
+        return Batch(images, batch.labels.to(device), batch.indices)
+
+    def train_epoch(self, epoch: int, bar: Any) -> Record:
+        """Take one pass over the training split; returns the training half of the epoch's record."""
+        settings, sums = self.settings, {}
+        total = settings.epochs * self.steps_per_epoch
+        self.module.train()
+        for batch in batches(
+            self.train,
+            self.batch_size,
+            seed=settings.seed,
+            epoch=epoch,
+            augment=settings.augmentation,
+            shuffle=True,
+            drop_last=True,
+        ):
+            self.learning_rate = learning_rate_at(self.step, total, settings)
+            if isinstance(self.module, FakeQuantNetwork) and self.step >= total * (1 - settings.freeze):
+                self.module.freeze()
+            for name, value in self._take_step(self._moved(batch), epoch).items():
+                sums[name] = sums.get(name, 0.0) + value
+            self.step += 1
+            bar.advance()
+        means = {name: value / self.steps_per_epoch for name, value in sums.items()}
+        loss = means.pop("loss")
+        bar.update(epoch=epoch, loss=loss)
+        return {"epoch": epoch, "learning_rate": self.learning_rate, "loss": loss, "parts": means}
+
+    def _take_step(self, batch: Batch, epoch: int) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.zero_grad()
+        loss, parts = self.objective(self.forward(batch.images), batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            step = self.step % self.steps_per_epoch + 1
+            raise _not_finite(f"the loss is {value} in epoch {epoch}, step {step}, at", self.learning_rate)
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        return {"loss": value} | {name: part.item() for name, part in parts.items()}
+
+
+def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ModelError(f"{type(module).__name__} has no trainable weight")
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.SGD(
+        groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0
+    )
+
+
+def learning_rate_at(step: int, steps: int, settings: TrainSettings) -> float:
+    """Return the learning rate of one step.
+
+    `one_cycle` rises along a cosine from 1/25 of the peak to the peak in the first 30 % of the steps and falls along a
+    cosine to 1/10000 of it (Smith and Topin, 2017, arXiv:1708.07120, with constant momentum); `cosine` falls from the
+    peak towards 0 (Loshchilov and Hutter, 2016, arXiv:1608.03983, without restarts).
+
+    Args:
+        step: from 0.
+        steps: of the whole training, > step.
+        settings: peak and kind of schedule.
+    """
+    peak = settings.learning_rate
+    if settings.schedule == "cosine":
+        return _cosine(peak, 0.0, step / steps)
+    rise = max(1.0, 0.3 * steps)
+    if step < rise:
+        return _cosine(peak / 25, peak, step / rise)
+    return _cosine(peak, peak / 10_000, (step - rise) / max(1.0, steps - 1 - rise))
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

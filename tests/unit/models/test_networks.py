@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compress.models.catalogue import build_model, count_parameters
+from compress.models.networks import BasicBlock
+
+NETWORKS: list[dict[str, Any]] = [
+    {"name": "resnet", "widths": [4, 8, 8]},
+    {"name": "resnet", "widths": [4, 8], "depths": [0, 2], "stem_stride": 2},
+    {"name": "mobilenet", "widths": [4, 6], "depths": [2, 1], "expansion": 2},
+    {"name": "mobilenet", "widths": [4], "expansion": 1, "head_width": 8},
+    {"name": "mlp", "widths": [16]},
+]
+
+
+def build(model: dict[str, Any], shape: tuple[int, int, int], classes: int = 5) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(model, image_shape=shape, classes=classes, base=Path())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28)], ids=str)
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda model: model["name"])
+def test_they_export_with_a_dynamic_batch(model: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    net = build(model, shape)
+    assert net.training
+    net.eval()
+    batch = torch.export.Dim("batch", min=1, max=512)
+    exported = torch.export.export(net, (torch.rand(4, *shape),), dynamic_shapes=({0: batch},)).module()
+    for samples in (1, 7):
+        images = torch.rand(samples, *shape)
+        logits = net(images)
+        assert logits.shape == (samples, 5)
+        assert torch.allclose(exported(images), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda model: model["name"])
+def test_every_weight_gets_a_gradient(model: dict[str, Any]) -> None:
+    net = build(model, (1, 8, 8))
+    net(torch.rand(8, 1, 8, 8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda model: model["name"])
+def test_the_same_seed_gives_the_same_weights(model: dict[str, Any]) -> None:
+    first, second = build(model, (1, 8, 8)).state_dict(), build(model, (1, 8, 8)).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_parameters_by_hand() -> None:
+    # 64 * 16 + 16 and 16 * 5 + 5
+    assert count_parameters(build({"name": "mlp", "widths": [16]}, (1, 8, 8))) == 1125
+    # stem 9 * 4 + 8; block 2 * (9 * 16 + 8); classifier 4 * 5 + 5
+    assert count_parameters(build({"name": "resnet", "widths": [4]}, (1, 8, 8))) == 44 + 304 + 25
+    # stem 36 + 8; expand 4 * 8 + 16, depthwise 9 * 8 + 16, project 8 * 4 + 8; head 4 * 8 + 16; classifier 8 * 5 + 5
+    mobile = {"name": "mobilenet", "widths": [4], "expansion": 2, "head_width": 8}
+    assert count_parameters(build(mobile, (1, 8, 8))) == 44 + 48 + 88 + 40 + 48 + 45
+
+
+def test_strides_and_depths() -> None:
+    net = build({"name": "resnet", "widths": [4, 8, 16], "depths": [0, 1, 2], "stem_stride": 2}, (1, 32, 32))
+    sizes = []
+    for layer in net.features:  # type: ignore[union-attr]
+        layer.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+    net(torch.rand(2, 1, 32, 32))
+    assert sizes == [(4, 16, 16), (8, 8, 8), (16, 4, 4), (16, 4, 4)]
+
+
+def test_blocks_without_a_projection_pass_their_input_on() -> None:
+    net = build({"name": "resnet", "widths": [4]}, (1, 8, 8)).eval()
+    block = next(module for module in net.modules() if isinstance(module, BasicBlock))
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.rand(2, 4, 8, 8)
+    assert torch.equal(block(images), images)

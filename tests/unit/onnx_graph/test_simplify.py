@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from compress.onnx_graph.graph import GraphIndex
+from compress.onnx_graph.simplify import simplify
+
+FEATURES = "float[batch, 4, 8, 8] logits"
+SAME = "<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def norm(channels=4):
+    rng = np.random.default_rng(3)
+    parts = {"gamma": rng.uniform(0.5, 2, channels), "beta": rng.normal(size=channels)}
+    parts |= {"mean": rng.normal(size=channels), "var": rng.uniform(0.1, 2, channels)}
+    return {name: array.astype(np.float32) for name, array in parts.items()}
+
+
+@pytest.mark.parametrize("bias", ["", ", b"])
+def test_batch_norm_is_folded_into_its_conv(build, images, infer, bias):
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(4, 1, 3, 3)).astype(np.float32), **norm()}
+    arrays |= {"b": rng.normal(size=4).astype(np.float32)} if bias else {}
+    body = f"y = Conv {SAME} (image, w{bias}) logits = BatchNormalization <epsilon = 0.001> (y, gamma, beta, mean, var)"
+    model = build(body, outputs=FEATURES, **arrays)
+    folded = simplify(model)
+    assert operators(folded) == ["Conv"]
+    np.testing.assert_allclose(infer(folded, images), infer(model, images), atol=2e-5)
+
+
+def test_batch_norm_is_folded_into_its_gemm(build, images, infer):
+    weight = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    body = "f = Flatten (image) y = Gemm (f, w) logits = BatchNormalization (y, gamma, beta, mean, var)"
+    model = build(body, w=weight, **norm(10))
+    folded = simplify(model)
+    assert operators(folded) == ["Flatten", "Gemm"]
+    np.testing.assert_allclose(infer(folded, images), infer(model, images), atol=2e-5)
+
+
+def test_batch_norm_stays_where_the_conv_has_another_reader(build):
+    body = f"y = Conv {SAME} (image, w) z = BatchNormalization (y, gamma, beta, mean, var) logits = Add (y, z)"
+    model = build(body, outputs=FEATURES, w=np.ones((4, 1, 3, 3), np.float32), **norm())
+    assert operators(simplify(model)) == ["Conv", "BatchNormalization", "Add"]
+
+
+def test_constants_fold_and_identities_go(build, images, infer):
+    body = """
+        two = Constant <value = float {2.0}> ()
+        four = Mul (two, two)
+        a = Identity (image)
+        b = Dropout (a)
+        y = Mul (b, four)
+        logits = Identity (y)
+    """
+    model = build(body, outputs="float[batch, 1, 8, 8] logits")
+    folded = simplify(model)
+    assert operators(folded) == ["Mul"]
+    assert list(folded.graph.node[0].input) == ["image", "four"]
+    np.testing.assert_array_equal(infer(folded, images), images * 4)
+
+
+def test_an_identity_from_input_to_output_stays(build):
+    assert operators(simplify(build("logits = Identity (image)", outputs="float[batch, 1, 8, 8] logits"))) == [
+        "Identity"
+    ]
+
+
+@pytest.mark.parametrize(("keepdims", "expected"), [(1, ["GlobalAveragePool"]), (0, ["GlobalAveragePool", "Squeeze"])])
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+def test_a_spatial_mean_becomes_a_pool(build, images, infer, keepdims, expected, axes):
+    outputs = "float[batch, 1, 1, 1] logits" if keepdims else "float[batch, 1] logits"
+    body = f"logits = ReduceMean <keepdims = {keepdims}> (image, axes)"
+    model = build(body, outputs=outputs, axes=np.array(axes))
+    pooled = simplify(model)
+    assert operators(pooled) == expected
+    np.testing.assert_allclose(infer(pooled, images), infer(model, images), atol=1e-6)
+
+
+def test_a_mean_over_channels_stays(build):
+    model = build("logits = ReduceMean (image, axes)", outputs="float[batch, 1, 8, 1] logits", axes=np.array([1, 3]))
+    assert operators(simplify(model)) == ["ReduceMean"]
+
+
+def test_a_transposed_int8_weight_is_folded(build, images, infer):
+    codes = np.random.default_rng(0).integers(-127, 128, (10, 8), dtype=np.int8)
+    steps = np.linspace(0.01, 0.1, 10, dtype=np.float32)
+    body = """
+        d = DequantizeLinear <axis = 0> (w, s, z)
+        t = Transpose <perm = [1, 0]> (d)
+        logits = MatMul (image, t)
+    """
+    arrays = {"w": codes, "s": steps, "z": np.zeros(10, np.int8)}
+    model = build(body, outputs="float[batch, 1, 8, 10] logits", **arrays)
+    folded = simplify(model)
+    assert operators(folded) == ["DequantizeLinear", "MatMul"]
+    (weight,) = [t for t in folded.graph.initializer if t.name == "w.transposed"]
+    np.testing.assert_array_equal(numpy_helper.to_array(weight), codes.T)
+    np.testing.assert_allclose(infer(folded, images, False), infer(model, images, False), rtol=1e-5)
+
+
+def test_a_quantized_constant_is_stored_as_integers(build):
+    body = """
+        q = QuantizeLinear <axis = 0> (w, s, z)
+        d = DequantizeLinear <axis = 0> (q, s, z)
+        logits = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (image, d)
+    """
+    weight = np.linspace(-1, 1, 36, dtype=np.float32).reshape(4, 1, 3, 3)
+    arrays = {"w": weight, "s": np.full(4, 1 / 127, np.float32), "z": np.zeros(4, np.int8)}
+    folded = simplify(build(body, outputs=FEATURES, **arrays))
+    assert operators(folded) == ["DequantizeLinear", "Conv"]
+    assert GraphIndex(folded).constant("q").dtype == np.int8
+
+
+def test_the_argument_is_left_alone(residual):
+    before = residual.SerializeToString(deterministic=True)
+    simplify(residual)
+    assert residual.SerializeToString(deterministic=True) == before
