@@ -11,7 +11,8 @@ from pathlib import Path
 from compress.errors import TryAgainError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REFUSED = _READ_ONLY | {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
 # Writers in native code (safetensors, torch, onnx) raise errors of their own that only quote the system's text.
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
 
@@ -82,6 +83,13 @@ def disk_is_full(error: BaseException) -> bool:
             return True
         current = current.__cause__ or current.__context__
     return False
+
+
+def store_refused(error: BaseException, root: Path) -> bool:
+    """Whether the system refused to write a file below `root`."""
+    if not isinstance(error, OSError) or error.errno not in _READ_ONLY or not isinstance(error.filename, str):
+        return False
+    return Path(error.filename).is_relative_to(root)
 
 
 def try_again_error(error: BaseException, root: Path) -> TryAgainError:

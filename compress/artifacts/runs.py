@@ -1,6 +1,7 @@
 """Run records: which step of which recipe produced which artifact."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from compress.artifacts.files import write_durably
 from compress.artifacts.manifest import Record
 from compress.errors import ArtifactError, UsageError
+from compress.log import get_logger
 
 RunStatus = Literal["running", "done", "failed", "interrupted"]
 StepStatus = Literal["pending", "running", "hit", "done", "failed"]
@@ -119,3 +121,14 @@ def read(folder: Path, run_id: str) -> RunRecord:
             where=str(path),
             hint="delete this file: it only says which artifacts the run used, and they are not touched",
         ) from error
+
+
+def records(folder: Path, recipe: str | None = None) -> Iterator[RunRecord]:
+    """Read the runs, or those of the recipe called `recipe`, newest first; damaged records only warn."""
+    for run_id in ids(folder):
+        if recipe is not None and run_id.rpartition("-")[0] != recipe:
+            continue
+        try:
+            yield read(folder, run_id)
+        except ArtifactError as error:
+            get_logger(__name__).warning("%s", error)

@@ -12,26 +12,19 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import Any
 
 from compress.artifacts import references, runs
 from compress.artifacts.files import fsync_path, store_writes, walk, write_durably
-from compress.artifacts.fingerprint import FileHashes, canonical_json, document_digest, payload_digest, sha256_file
-from compress.artifacts.manifest import ARTIFACTS, SCHEMA_VERSION, Artifact, FileEntry, Manifest
+from compress.artifacts.fingerprint import FileHashes, canonical_json, payload_digest, sha256_file
+from compress.artifacts.inspection import KEY_DIGITS, MANIFEST, Damage, Verified, inspect_folder
+from compress.artifacts.manifest import ARTIFACTS, Artifact, FileEntry, Manifest
 from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, CompressError, TryAgainError
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
-MANIFEST = "manifest.json"
-KEY_DIGITS = 12
 _NOT_STAGES = {"runs", "quarantine"}
 _FOLDER = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})(?:\.([1-9][0-9]*))?")
 
@@ -44,15 +37,6 @@ def default_store(recipe: Path) -> Path:
     return Path.cwd() / "artifacts"
 
 
-@dataclass(frozen=True)
-class Damage:
-    """An artifact's folder that is not what its manifest says."""
-
-    stage: str
-    path: Path
-    reason: str
-
-
 class Store:
     """Artifacts below `root`; reading creates nothing, and the folder need not exist.
 
@@ -61,8 +45,8 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
-        self._verified: dict[Path, dict[str, tuple[int, int, int]]] = {}
+        self.root = root.resolve()
+        self._verified: Verified = {}
 
     # Finding
 
@@ -103,45 +87,7 @@ class Store:
             step: name that the artifact gets.
             full: compare the hash of every file too, instead of sizes alone.
         """
-        stage = folder.parent.name
-        try:
-            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            return Damage(stage, folder, f"{MANIFEST} is missing")
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            return Damage(stage, folder, f"{MANIFEST} is malformed: {place + ': ' if place else ''}{first['msg']}")
-        except OSError as error:
-            return Damage(stage, folder, f"{MANIFEST} cannot be read: {error.strerror}")
-        reason = _manifest_problem(manifest, folder) or self._payload_problem(manifest, folder, full)
-        if reason:
-            return Damage(stage, folder, reason)
-        return ARTIFACTS[manifest.kind](step=step, path=folder, manifest=manifest)
-
-    def _payload_problem(self, manifest: Manifest, folder: Path, full: bool) -> str:
-        found: dict[str, os.stat_result] = {}
-        for path in walk(folder):
-            found[path.relative_to(folder).as_posix()] = path.lstat()
-        # Files that the manifest does not list are no damage: nobody reads them.
-        missing = sorted(set(manifest.files) - set(found))
-        if missing:
-            return f"missing: {', '.join(missing)}"
-        verified = self._verified.get(folder, {})
-        for name, entry in manifest.files.items():
-            state = found[name]
-            if not stat.S_ISREG(state.st_mode):
-                return f"{name} is not a regular file"
-            if state.st_size != entry.bytes:
-                return f"{name} has {state.st_size} bytes, expected {entry.bytes}"
-            signature = (state.st_size, state.st_mtime_ns, state.st_ino)
-            if full and verified.get(name) != signature:
-                if sha256_file(folder / name) != entry.sha256:
-                    return f"{name} has another SHA-256 than its manifest"
-                verified = {**verified, name: signature}
-        if full:
-            self._verified[folder] = verified
-        return ""
+        return inspect_folder(folder, step, self._verified if full else None)
 
     def damage(self, artifact: Artifact) -> Damage | None:
         """Compare every hash; None if the artifact is whole. Files are hashed once per process while unchanged."""
@@ -192,7 +138,6 @@ class Store:
                 number += 1
             damage.path.rename(target)
             fsync_path(damage.path.parent)
-            self._verified.pop(damage.path, None)
             write_durably(target.with_name(target.name + ".reason.txt"), f"{damage.reason}\n".encode())
         return target
 
@@ -380,16 +325,16 @@ class Store:
         return runs.read(self.root / "runs", run_id)
 
     def list_runs(self) -> list[RunRecord]:
-        """Every run, newest first.
+        """Every run, newest first; damaged records are left out with a warning."""
+        return list(runs.records(self.root / "runs"))
 
-        Raises:
-            ArtifactError: a record is damaged.
-        """
-        return [self.read_run(run_id) for run_id in runs.ids(self.root / "runs")]
+    def runs_of(self, recipe: str) -> Iterator[RunRecord]:
+        """Runs of the recipe called `recipe`, newest first, read one by one; damaged ones are skipped, warned of."""
+        return runs.records(self.root / "runs", recipe)
 
     def latest_run(self, recipe: str) -> RunRecord | None:
         """The newest run of the recipe called `recipe`, whatever became of it; None if it never ran."""
-        return next((run for run in self.list_runs() if run.recipe == recipe), None)
+        return next(self.runs_of(recipe), None)
 
     def artifact_of(self, step: StepRecord) -> Artifact:
         """The artifact that a run's step produced or reused.
@@ -411,17 +356,3 @@ class Store:
     def hashes(self, *, rehash: bool = False) -> FileHashes:
         """The memo of hashes of files outside the store; see `FileHashes`."""
         return FileHashes(self.root / ".hashes.json", rehash=rehash)
-
-
-def _manifest_problem(manifest: Manifest, folder: Path) -> str:
-    if manifest.schema_version != SCHEMA_VERSION:
-        return f"{MANIFEST} has schema version {manifest.schema_version}, expected {SCHEMA_VERSION}"
-    if manifest.stage != folder.parent.name or not folder.name.startswith(manifest.key[:KEY_DIGITS]):
-        return f"{MANIFEST} belongs to {manifest.stage}/{manifest.key[:KEY_DIGITS]}"
-    if document_digest(manifest.key_document) != manifest.key:
-        return f"{MANIFEST} has a key that its key document does not give"
-    if payload_digest({name: entry.sha256 for name, entry in manifest.files.items()}) != manifest.digest:
-        return f"{MANIFEST} has a digest that its files do not give"
-    if not manifest.files:
-        return f"{MANIFEST} lists no file"
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,8 @@ app = typer.Typer(
     name="compress",
     help="From a PyTorch teacher to a small int8 ONNX model and a TensorRT engine, with the evidence.",
     no_args_is_help=True,
+    add_completion=False,  # its options, like Typer's own --help, would import pydantic: see `options`
+    add_help_option=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -50,13 +53,25 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _print_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        print(context.get_help())
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    help: Annotated[
+        bool,
+        typer.Option("--help", callback=_print_help, is_eager=True, help="Show this message and exit."),
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """From a PyTorch teacher to a small int8 ONNX model and a TensorRT engine, with the evidence."""
+    # Typer's own --help of a group has no default, and where a value is missing Typer imports pydantic, which
+    # would double the start-up time of `compress run --help`. This one is False where it is not given.
 
 
 @app.command()
@@ -72,24 +87,12 @@ def run(
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings, gates and the last lines only.")] = False,
 ) -> None:
-    """Run a recipe: what is there is reused, the rest is made, measured and judged."""
-    from compress.cli.running import run_recipe
+    """Run a recipe; what is there already is reused."""
+    from compress.cli.running import RunOptions, run_recipe
 
     log.configure(quiet=quiet, json=json)
-    _end(
-        run_recipe(
-            recipe,
-            overrides or [],
-            store,
-            until=until,
-            only=only,
-            force=force or [],
-            lock_timeout_s=lock_timeout,
-            rehash=rehash,
-            as_json=json,
-            quiet=quiet,
-        )
-    )
+    options = RunOptions(until, only, force or [], lock_timeout, rehash, as_json=json, quiet=quiet)
+    _end(run_recipe(recipe, overrides or [], store, options))
 
 
 @app.command()
@@ -101,7 +104,7 @@ def plan(
     rehash: Rehash = False,
     json: Json = False,
 ) -> None:
-    """Say for every step whether it is a hit, runs (and why) or depends on another."""
+    """Say for every step whether it would run, and why."""
     from compress.cli.running import plan_recipe
 
     log.configure(json=json)
@@ -123,7 +126,7 @@ def show(
     store: StoreOption = None,
     json: Json = False,
 ) -> None:
-    """Show one artifact (a manifest; operators of an ONNX file; what is in an engine) or one run."""
+    """Show one artifact or run: a manifest, what is in an engine."""
     from compress.cli.showing import show_reference
 
     log.configure(json=json)
@@ -137,7 +140,7 @@ def report(
     output: Output = None,
     store: StoreOption = None,
 ) -> None:
-    """Print what a run's benchmark found, with the verdicts of its gates."""
+    """Print a run's benchmark with the verdicts of its gates."""
     from compress.cli.reporting import print_report
 
     log.configure(json=format is ReportFormat.JSON)
@@ -154,7 +157,7 @@ def schema(output: Output = None) -> None:
 
 @app.command()
 def doctor(store: StoreOption = None, json: Json = False) -> None:
-    """Say what can run on this machine, and what to install for the rest."""
+    """Say what can run here, and what to install for the rest."""
     from compress.cli.checking import check_machine
 
     log.configure(json=json)
@@ -168,5 +171,7 @@ def _end(exit_code: int) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `compress` and `python -m compress`; always ends in SystemExit or our bug's traceback."""
+    # OpenMP reads it when torch is loaded: idle threads that spin steal the cores from the next variant's session.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = typer.main.get_command(app)
     sys.exit(process.call(lambda: command(arguments, prog_name="compress")))

@@ -20,15 +20,14 @@ def list_contents(store_option: Path | None, *, as_json: bool) -> None:
         store_option: what `--store` said.
         as_json: print `{store, runs, artifacts, damaged}` as one document.
     """
-    root = store_root(store_option)
-    store = Store(root)
+    store = Store(store_root(store_option))
     runs, found = store.list_runs(), store.list()
     artifacts = [one for one in found if isinstance(one, Artifact)]
     damaged = [one for one in found if isinstance(one, Damage)]
     if as_json:
         print_document(
             {
-                "store": str(root),
+                "store": str(store.root),
                 "runs": [run_row(run) for run in runs],
                 "artifacts": [artifact_row(artifact) for artifact in artifacts],
                 "damaged": [{"path": str(one.path), "reason": one.reason} for one in damaged],
@@ -36,7 +35,7 @@ def list_contents(store_option: Path | None, *, as_json: bool) -> None:
         )
         return
     if not runs and not found:
-        print(f"{shown(root)} is empty; compress run RECIPE fills it")
+        print(f"{shown(store.root)} is empty; compress run RECIPE fills it")
         return
     print_tables([_run_table(runs), _artifact_table(artifacts)])
     for one in damaged:

@@ -11,7 +11,7 @@ from compress.report.tables import ABSENT, Table, size_text
 
 KEY_DIGITS = 12
 # The one metric that says most about an artifact, best first; another artifact shows its first metric.
-_HEADLINES = ("top1", "tensors_calibrated", "int8_ops", "parity_sqnr")
+_HEADLINES = ("top1", "tensors_calibrated", "int8_convolutions", "parity_sqnr")
 
 
 def print_document(document: Any) -> None:
@@ -55,10 +55,9 @@ def metric_text(metric: Metric) -> str:
         value = f"{100 * metric.value:.2f} %"
     elif metric.unit == "bytes":
         value = size_text(int(metric.value))
-    elif metric.value == int(metric.value):
-        value = f"{metric.value:,.0f} {metric.unit}"
     else:
-        value = f"{metric.value:.4g} {metric.unit}"
+        number = f"{metric.value:,.0f}" if metric.value == int(metric.value) else f"{metric.value:.4g}"
+        value = number if metric.unit == metric.name else f"{number} {metric.unit}"
     return f"{metric.name} {value}" + (f" ({', '.join(where)})" if where else "")
 
 

@@ -13,7 +13,7 @@ from compress.cli.places import shown, store_root
 from compress.cli.render import table_lines
 from compress.errors import UsageError
 from compress.pipeline.stage import GateVerdict
-from compress.report.document import ReportDocument, joined_report, report_from_json
+from compress.report.document import ReportDocument, joined_report, report_from_json, report_json
 from compress.report.gates import not_evaluated
 from compress.report.markdown import markdown
 from compress.report.tables import fact_lines, report_tables
@@ -38,7 +38,7 @@ def print_report(reference: str, form: str, output: Path | None, store_option: P
     document = load_report(store, find_report(store, run, step)).model_copy(update={"run": run.id})
     verdicts = verdicts_of(run)
     if form == "json":
-        text = json.dumps(joined_report(document, run.id, verdicts), indent=2, ensure_ascii=False, allow_nan=False)
+        text = report_json(joined_report(document, run.id, verdicts)).decode()
     elif form == "md":
         text = markdown(document, verdicts)
     else:

@@ -43,10 +43,10 @@ def show_reference(reference: str, store_option: Path | None, *, as_json: bool) 
     print_tables([_manifest_table(found), *_manifest_tables(found.manifest)])
     for file, summary in details.get("onnx", {}).items():
         print()
-        print_tables([_facts(file, _flat(summary))])
+        print_tables(document_tables(file, summary))
     if "engine" in details:
         print()
-        print_tables([_facts("model.json", _flat(details["engine"]))])
+        print_tables(document_tables("model.json", details["engine"]))
     if isinstance(found, Report):
         print(f"\n{report_text(load_report(store, found), [])}")
 
@@ -105,10 +105,10 @@ def _manifest_table(artifact: Artifact) -> Table:
         "created (UTC)": f"{manifest.created_at[:19].replace('T', ' ')}, in {duration_text(manifest.duration_s)}",
         "source": _source(manifest),
     }
-    facts |= {f"config {name}": value for name, value in _flat(manifest.config).items()}
+    nested: dict[str, Any] = {"config": manifest.config}
     if manifest.quantization is not None:
-        facts |= {f"quantization {k}": v for k, v in _flat(manifest.quantization.model_dump(mode="json")).items()}
-    facts |= {f"environment {name}": value for name, value in _flat(manifest.environment).items()}
+        nested["quantization"] = manifest.quantization.model_dump(mode="json")
+    facts |= _flat({**nested, "environment": manifest.environment})
     facts |= {f"note {number}": note for number, note in enumerate(manifest.notes, 1)}
     return _facts(f"{manifest.kind.value} {short_key(manifest.key, manifest.revision)}", facts)
 
@@ -128,7 +128,7 @@ def _manifest_tables(manifest: Manifest) -> list[Table]:
         Table("Inputs", ("role", "step", "stage", "key", "digest"), inputs),
         Table("Files", ("file", "size", "sha256"), files, frozenset({1})),
         Table("Tensors", ("tensor", "dtype", "shape", "layout", "preprocessing"), tensors),
-        Table("Metrics", ("metric",), tuple((metric_text(metric),) for metric in manifest.metrics)),
+        Table("", ("Metrics",), tuple((metric_text(metric),) for metric in manifest.metrics)),
     ]
     return [table for table in tables if table.rows]
 
@@ -149,16 +149,42 @@ def _shape(shape: tuple[int | str, ...]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"
 
 
-def _flat(document: object, prefix: str = "") -> dict[str, object]:
-    """Flatten nested mappings and lists of mappings to one line a value, e.g. `batch.min`."""
-    if isinstance(document, Mapping):
-        items = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in document.items()]
-    elif isinstance(document, list) and any(isinstance(value, Mapping | list) for value in document):
-        items = [(f"{prefix}[{index}]", value) for index, value in enumerate(document)]
-    else:
-        text = ", ".join(map(str, document)) if isinstance(document, list | tuple) else document
-        return {prefix: ABSENT if text is None or text == "" else text}
+def document_tables(title: str, document: Mapping[str, Any]) -> list[Table]:
+    """Return a JSON document as tables: one of single values, and one for each list of objects in it.
+
+    Args:
+        title: heads the table of single values.
+        document: objects may nest; their keys are joined by dots.
+    """
+    values: dict[str, object] = {}
+    tables: list[Table] = []
+    for name, value in _flat(document).items():
+        if isinstance(value, list):
+            header = tuple(value[0])
+            rows = tuple(tuple(str(_plain(row.get(column))) for column in header) for row in value)
+            tables.append(Table(f"{title}: {name}", header, rows))
+        else:
+            values[name] = value
+    return [_facts(title, values), *tables]
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Flatten nested objects to one plain value a name, e.g. `batch.min`; lists of objects stay."""
     flat: dict[str, object] = {}
-    for name, value in items:
-        flat |= _flat(value, name)
+    for key, value in document.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            flat |= _flat(value, name)
+        elif isinstance(value, list) and value and all(isinstance(one, Mapping) and one for one in value):
+            flat[name] = value
+        else:
+            flat[name] = _plain(value)
     return flat
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or ABSENT
+    return ABSENT if value is None or value == "" else value

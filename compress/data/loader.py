@@ -32,6 +32,13 @@ class Augmentation:
         """Whether any image is changed."""
         return self.flip or self.shift_px > 0
 
+    @property
+    def views(self) -> int | None:
+        """How many images one sample can become, where those are few enough to repeat exactly; else None."""
+        if self.shift_px > 0:
+            return None
+        return 2 if self.flip else 1
+
 
 class Batch(NamedTuple):
     """Some samples of a split.
@@ -40,11 +47,13 @@ class Batch(NamedTuple):
         images: (n, channels, height, width), float32 in [0, 1].
         labels: (n,), int64.
         indices: (n,), int64: positions in the split.
+        views: (n,), int64: which of the augmentation's views each image is: 1 where it was mirrored, else 0.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
+    views: torch.Tensor
 
 
 def batch_count(samples: int, batch_size: int, *, drop_last: bool = False) -> int:
@@ -97,10 +106,12 @@ def _batches(
     for number in range(count):
         chosen = order[number * batch_size : (number + 1) * batch_size]
         pixels = split.images[chosen]
+        views = np.zeros(len(chosen), np.int64)
         if changes is not None:
             pixels = changes.apply(pixels, chosen)
+            views = changes.flips[chosen].astype(np.int64)
         images = torch.from_numpy(pixels).to(torch.float32).div_(255)
-        yield Batch(images, torch.from_numpy(split.labels[chosen]), torch.from_numpy(chosen))
+        yield Batch(images, torch.from_numpy(split.labels[chosen]), torch.from_numpy(chosen), torch.from_numpy(views))
 
 
 class _Changes:

@@ -36,6 +36,8 @@ def apply_overrides(tree: Tree, overrides: Sequence[str], top_level: Sequence[st
             continue
         for old in [known for known in tree.origins if known[: len(path)] == path]:
             del tree.origins[old]
+        for length in range(1, len(path)):
+            tree.origins.setdefault(path[:length], source)  # mappings that were made on the way
         tree.origins.update({(*path, *inner): origin for inner, origin in value.origins.items()})
 
 

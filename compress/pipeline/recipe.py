@@ -72,16 +72,16 @@ def load_recipe(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> R
             tree.problems.append(f"{path}:1: a recipe is a mapping, got a {_type_name(tree.value)}")
         raise _error(path, tree)
     apply_overrides(tree, overrides, TOP_LEVEL)
-    for key in tree.value:
+    for key in tree.mapping:
         if key not in TOP_LEVEL:
             tree.problems.append(f"{tree.origin((key,))}: unknown key {key!r}{nearest(key, TOP_LEVEL)}")
     name, seed = _name(tree), _seed(tree)
     steps = read_steps(tree, catalogue.stages, TOP_LEVEL)
     data = _data(tree, catalogue, steps)
-    gates = validate(catalogue.gates, tree.value.get("gates") or {}, ("gates",), tree)
+    gates = validate(catalogue.gates, tree.mapping.get("gates") or {}, ("gates",), tree)
     if tree.problems or gates is None:
         raise _error(path, tree)
-    return Recipe(name, seed, data, tuple(steps), gates, path, path.absolute().parent)
+    return Recipe(name, seed, data, tuple(steps), gates, path, path.parent.resolve())
 
 
 def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _read(path: Path) -> str:
 
 
 def _name(tree: Tree) -> str:
-    name = tree.value.get("name")
+    name = tree.mapping.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         got = "it is missing" if name is None else f"got {name!r}"
         tree.problems.append(f"{tree.origin(('name',))}: name: expected a letter, then letters, digits, - or _; {got}")
@@ -116,7 +116,7 @@ def _name(tree: Tree) -> str:
 
 
 def _seed(tree: Tree) -> int:
-    seed = tree.value.get("seed", 0)
+    seed = tree.mapping.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
         tree.problems.append(f"{tree.origin(('seed',))}: seed: expected an integer from 0 to {MAX_SEED}, got {seed!r}")
         return 0
@@ -124,8 +124,8 @@ def _seed(tree: Tree) -> int:
 
 
 def _data(tree: Tree, catalogue: Catalogue, steps: Sequence[Step]) -> Any:
-    if tree.value.get("data") is not None:
-        return validate(catalogue.data, tree.value["data"], ("data",), tree)
+    if tree.mapping.get("data") is not None:
+        return validate(catalogue.data, tree.mapping["data"], ("data",), tree)
     readers = [step.name for step in steps if step.stage.splits]
     if readers:
         tree.problems.append(f"{tree.origin(())}: missing key 'data', which step {readers[0]!r} reads")

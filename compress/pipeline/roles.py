@@ -51,7 +51,7 @@ def roles_of(stage: Stage[Any, Any]) -> dict[str, Role]:
             raise TypeError(f"{stage.name}: role {field.name!r} has the name of a config field")
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         many, kinds = _kinds(hints[field.name])
-        if not kinds or not all(issubclass(kind, Artifact) for kind in kinds):
+        if not kinds:
             raise TypeError(f"{stage.name}: role {field.name!r} is annotated with {hints[field.name]!r}")
         roles[field.name] = Role(field.name, kinds, required, many)
     return roles
@@ -66,9 +66,11 @@ def _kinds(annotation: Any) -> tuple[bool, tuple[type[Artifact], ...]]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         parts = [_kinds(part) for part in arguments if part is not type(None)]
+        if not all(kinds for _, kinds in parts):
+            return False, ()
         return any(many for many, _ in parts), tuple(kind for _, kinds in parts for kind in kinds)
     if origin is tuple:
         return True, _kinds(arguments[0])[1]
     if annotation is Artifact:
         return False, tuple(ARTIFACTS.values())
-    return False, (annotation,) if isinstance(annotation, type) else ()
+    return False, (annotation,) if isinstance(annotation, type) and issubclass(annotation, Artifact) else ()

@@ -1,5 +1,8 @@
 """YAML 1.2 to plain values that still know their lines; every problem is collected, none ends the reading."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# ruamel.yaml leaves most of its attributes without types.
+
 from __future__ import annotations
 
 import difflib
@@ -29,6 +32,11 @@ class Tree:
     value: Any = None
     origins: dict[Path, str] = field(default_factory=dict[Path, str])
     problems: list[str] = field(default_factory=list[str])
+
+    @property
+    def mapping(self) -> dict[str, Any]:
+        """The value as a mapping; empty if it is none."""
+        return cast("dict[str, Any]", self.value) if isinstance(self.value, dict) else {}
 
     def origin(self, path: Path) -> str:
         """Where `path`, or the nearest thing around it that was written down, stands."""
@@ -61,7 +69,7 @@ def parse(text: str, source: str, *, lines: bool = True) -> Tree:
     tree = Tree(origins={(): source})
     reader = YAML(typ="safe", pure=True)
     try:
-        node = cast("Node | None", reader.compose(text))  # pyright: ignore[reportUnknownMemberType]
+        node = cast("Node | None", reader.compose(text))
     except MarkedYAMLError as error:
         mark = cast("Any", error.problem_mark)
         place = f"{source}:{mark.line + 1}" if mark is not None and lines else source
@@ -135,7 +143,7 @@ class _Walk:
         if tag not in _TYPED:
             self.problem(node, f"the tag {tag} is not supported")
             return None
-        constructor = cast("Any", self.reader.constructor)  # pyright: ignore[reportUnknownMemberType]
+        constructor = self.reader.constructor
         value = constructor.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
             self.problem(node, f"{cast('Any', node.value)} is not a finite number")

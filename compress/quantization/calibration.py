@@ -20,6 +20,7 @@ from compress.onnx_graph.scales import LEVELS, Scale
 Method = Literal["minmax", "entropy"]
 BINS = 4096  # the range fills more than half of them, so at least the 2,048 of Migacz's method cover it
 QUANTIZED_LEVELS = 128  # of |x| in int8
+CLIPPED_LIMIT = 0.05  # of the values; see entropy_threshold
 CHUNK_SAMPLES = 32  # run at a time: memory does not depend on how many samples there are
 # A tensor that is zero on every sample gets this step: any positive one reproduces zeros, and one this small would
 # also carry a later non-zero value of moderate size without saturating the int32 bias (see the QAT observers).
@@ -69,10 +70,11 @@ class Histogram:
 def entropy_threshold(histogram: Histogram) -> float:
     """The range [0, t] whose 128-level quantization loses the least information (Migacz, 2017, GTC talk S7310).
 
-    For every candidate t, the distribution P of |x| clipped at t is held against Q, which is P without the clipped
-    mass, averaged within each of 128 levels over the bins that are not empty; t minimizes KL(P || Q). The first bin is
-    set to its neighbour's count, because the many exact zeros behind a Relu are represented by any scale and would
-    otherwise drown the rest. All candidates are evaluated at once from cumulative sums.
+    t minimizes `kl_divergences`. Three repairs, all for shapes on which the plain method fails: the first bin is set
+    to its neighbour's count, because the many exact zeros behind a Relu are represented by any scale and would
+    otherwise drown the rest; a range below a sixteenth of the largest |x| is not considered (128 of 2,048 bins, as in
+    the talk); nor is one that clips more than 5 % of the values, because the divergence sees the shape of what is
+    left and not how far clipped values move.
 
     Returns:
         t, in the tensor's unit, 0 < t <= the largest |x|; 0 for a tensor of zeros.
@@ -81,33 +83,48 @@ def entropy_threshold(histogram: Histogram) -> float:
         return 0.0
     used = int(histogram.amax / histogram.width) + 1
     counts = histogram.counts[:used].astype(np.float64)
-    if used > 1:
-        counts[0] = counts[1]
-    total = counts.sum()
-    if used <= QUANTIZED_LEVELS or total == 0:
-        return histogram.amax
+    counts[0] = counts[1]
     candidates = np.arange(max(QUANTIZED_LEVELS, used // 16), used + 1)
+    kept = np.cumsum(counts)[candidates - 1] / max(counts.sum(), 1)
+    candidates = candidates[kept >= 1 - CLIPPED_LIMIT]
+    if candidates.size == 0:
+        return histogram.amax
+    best = int(candidates[np.argmin(kl_divergences(counts, candidates))])
+    return min((best + 0.5) * histogram.width, histogram.amax)
+
+
+def kl_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """KL(P || Q) for every candidate range, in nats, from cumulative sums instead of loops.
+
+    P is the distribution of |x| with everything beyond the range counted in its last bin. Q is P without that clipped
+    mass, averaged within each of 128 levels over the bins that are not empty in P. Where only clipped mass is in the
+    last level, Q counts one sample there: an infinite divergence would let a single outlier forbid all clipping.
+
+    Args:
+        counts: of |x| in equal bins from 0, (bins,), float.
+        candidates: ranges in bins, (n,), each from 128 to `len(counts)`, with values below each of them.
+
+    Returns:
+        (n,), float.
+    """
+    total = counts.sum()
     sums = np.concatenate([[0.0], np.cumsum(counts)])
     nonempty = np.concatenate([[0], np.cumsum(counts > 0)])
     entropy = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
+    clipped = total - sums[candidates]
+    last = counts[candidates - 1]
 
     edges = candidates[:, None] * np.arange(QUANTIZED_LEVELS + 1) // QUANTIZED_LEVELS
     mass = np.diff(sums[edges], axis=1)  # of Q, per level
     bins = np.diff(nonempty[edges], axis=1)
-    clipped = total - sums[candidates]
-    last = counts[candidates - 1]
-    bins[:, -1] += (last == 0) & (clipped > 0)  # the clipped mass fills the last bin of P
-    reference = mass.copy()  # P, per level
+    reference = mass.copy()  # of P, per level
     reference[:, -1] += clipped
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_q = np.log(mass / bins)
-        cross = np.where(reference > 0, reference * log_q, 0.0).sum(axis=1)
-        own = entropy[candidates - 1] + _x_log_x(last + clipped)
-        divergence = (own - cross) / total - np.log(total) + np.log(sums[candidates])
-    # where P has mass that Q cannot represent the divergence is infinite; without clipping it never is
-    divergence[~np.isfinite(divergence)] = np.inf
-    best = int(candidates[np.argmin(divergence)])
-    return min((best + 0.5) * histogram.width, histogram.amax)
+    bins[:, -1] += (last == 0) & (clipped > 0)  # the clipped mass fills the last bin of P
+    mass[:, -1] = np.where((mass[:, -1] == 0) & (clipped > 0), 1.0, mass[:, -1])
+    filled = reference > 0
+    log_q = np.log(np.where(filled, mass, 1.0) / np.where(filled, bins, 1))
+    own = entropy[candidates - 1] + _x_log_x(last + clipped)
+    return (own - (reference * log_q).sum(axis=1)) / total - np.log(total) + np.log(sums[candidates])
 
 
 def _x_log_x(values: np.ndarray) -> np.ndarray:
@@ -170,7 +187,8 @@ def collect(
     histograms = {name: Histogram() for name in tensors}
     samples, low, high = 0, math.inf, -math.inf
     for chunk in _chunks(batches, source.name, tuple(source.shape)):
-        outputs = [np.asarray(output) for output in session.run(exposed, {source.name: chunk})]
+        # an empty list of names would mean all outputs
+        outputs = [np.asarray(output) for output in session.run(exposed, {source.name: chunk})] if exposed else []
         values = {source.name: chunk, **dict(zip(exposed, outputs, strict=True))}
         for name, histogram in histograms.items():
             if not np.isfinite(values[name]).all():

@@ -61,47 +61,47 @@ def _torchao() -> SimpleNamespace:
 
 
 class TensorRTQuantizer:
-    """Says which tensors TensorRT wants as int8: the four methods that torchao asks of a quantizer.
+    """Says which tensors TensorRT wants as int8.
 
     Quantized are the input and the weight of every convolution (depthwise too) and linear layer, both operands of a
-    matrix product, both operands of a residual sum, and the input of an average pool. A residual sum adds two
-    activations of one shape that descend from a common float activation; a bias, a position table or an attention
-    mask is none. Everything else, the input normalisation and the logits included, stays float.
+    matrix product (a constant one as a weight), both operands of a residual sum, and the input of an average pool. A
+    residual sum adds two activations of one shape that descend from a common float activation; a bias, a position
+    table or an attention mask is none. Everything else, the input normalisation and the logits included, stays float.
 
     Args:
         scheme: the integer ranges.
     """
 
     def __init__(self, scheme: Scheme) -> None:
-        fake_quant, observers = _torchao().pt2e.FakeQuantize, _torchao().pt2e
-        spec = _torchao().quantizer.QuantizationSpec
-        low, high = scheme.weight_range
-        self.activation = spec(
+        self.scheme = scheme
+        self.activation = _torchao().quantizer.QuantizationSpec(
             dtype=torch.int8,
             quant_min=ACTIVATION_RANGE[0],
             quant_max=ACTIVATION_RANGE[1],
             qscheme=torch.per_tensor_symmetric,
-            observer_or_fake_quant_ctr=fake_quant.with_args(
-                observer=observers.MovingAverageMinMaxObserver, eps=_SMALLEST_ACTIVATION_SCALE
+            # The fused fake-quant is faster but rounds with another scale (largest / 127) than the one that
+            # conversion writes (largest / 127.5), and refuses bfloat16.
+            observer_or_fake_quant_ctr=_torchao().pt2e.FakeQuantize.with_args(
+                observer=_torchao().pt2e.MovingAverageMinMaxObserver, eps=_SMALLEST_ACTIVATION_SCALE
             ),
         )
-        # averaging_constant=1: a weight's range is its range now; a moving average would lag behind and clip it.
-        self.weight = spec(
+
+    def _weight(self, axis: int) -> Any:
+        low, high = self.scheme.weight_range
+        return _torchao().quantizer.QuantizationSpec(
             dtype=torch.int8,
             quant_min=low,
             quant_max=high,
             qscheme=torch.per_channel_symmetric,
-            ch_axis=0,
-            observer_or_fake_quant_ctr=fake_quant.with_args(
-                observer=observers.MovingAveragePerChannelMinMaxObserver,
+            ch_axis=axis,
+            # averaging_constant=1: a weight's range is its range now; a moving average would lag behind and clip it.
+            observer_or_fake_quant_ctr=_torchao().pt2e.FakeQuantize.with_args(
+                observer=_torchao().pt2e.MovingAveragePerChannelMinMaxObserver,
+                ch_axis=axis,  # torchao hands on the one above only to classes with PerChannel in their name
                 eps=_SMALLEST_WEIGHT_SCALE,
                 averaging_constant=1.0,
             ),
         )
-
-    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Change nothing before annotation."""
-        return model
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Attach to each node of `model` the specification of its quantized inputs."""
@@ -117,18 +117,18 @@ class TensorRTQuantizer:
     def _quantized_inputs(self, node: fx.Node, ancestry: dict[fx.Node, int]) -> dict[fx.Node, Any]:
         operands = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
         if node.target in WEIGHTED:
-            return {operands[0]: self.activation, operands[1]: self.weight}
-        if node.target in _PRODUCTS or (node.target in _SUMS and _is_residual_sum(operands, ancestry)):
+            return {operands[0]: self.activation, operands[1]: self._weight(0)}
+        if node.target in _PRODUCTS:
+            left, right = operands
+            if ancestry[left] and ancestry[right]:
+                return dict.fromkeys(operands, self.activation)
+            if ancestry[left] and right.meta["val"].ndim == 2:
+                return {left: self.activation, right: self._weight(1)}
+        if node.target in _SUMS and _is_residual_sum(operands, ancestry):
             return dict.fromkeys(operands, self.activation)
         if node.target in _AVERAGE_POOLS:
             return {operands[0]: self.activation}
         return {}
-
-    def validate(self, model: fx.GraphModule) -> None:
-        """Accept every annotation: they are all ours."""
-
-    def prepare_obs_or_fq_callback(self, model: fx.GraphModule, edge_or_node_to_obs_or_fq: dict[Any, Any]) -> None:
-        """Adjust no fake-quant module."""
 
 
 def _float_ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
@@ -174,7 +174,8 @@ class FakeQuantNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.scheme = scheme
-        self.frozen = False
+        self.ranges_frozen = False
+        self.batch_norm_frozen = False
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images, (batch, channels, height, width), to logits, (batch, classes), through simulated int8."""
@@ -183,7 +184,7 @@ class FakeQuantNetwork(nn.Module):
     def train(self, mode: bool = True) -> FakeQuantNetwork:
         """Switch batch-norm, dropout and observers; the submodules of an exported graph have no mode of their own."""
         self.training = mode
-        batch_norm, changed = mode and not self.frozen, False
+        batch_norm, changed = mode and not self.batch_norm_frozen, False
         for node in self.network.graph.nodes:
             if node.target is BATCH_NORM and node.args[4] is not None:  # else it always uses the batch
                 changed |= _set_argument(node, BATCH_NORM_TRAINING, batch_norm)
@@ -192,17 +193,18 @@ class FakeQuantNetwork(nn.Module):
         if changed:
             self.network.recompile()
         for fake_quant in self.fake_quants():
-            fake_quant.enable_observer(mode and not self.frozen)
+            fake_quant.enable_observer(mode and not self.ranges_frozen)
         return self
 
-    def freeze(self) -> None:
-        """Keep ranges and batch-norm statistics as they are from now on.
+    def freeze(self, *, ranges: bool = False, batch_norm: bool = False) -> None:
+        """Keep ranges or batch-norm statistics as they are from now on; what is not named does not change.
 
         Late in training both would keep shifting the grid on which the weights settle (Krishnamoorthi, 2018,
         arXiv:1806.08342).
         """
-        if not self.frozen:
-            self.frozen = True
+        frozen = (ranges or self.ranges_frozen, batch_norm or self.batch_norm_frozen)
+        if frozen != (self.ranges_frozen, self.batch_norm_frozen):
+            self.ranges_frozen, self.batch_norm_frozen = frozen
             self.train(self.training)
 
     def fake_quants(self) -> Iterator[Any]:

@@ -38,7 +38,9 @@ def variant_from(runnable: Runnable, evidence: Evidence) -> Variant:
     artifact, name, twin = runnable.artifact, runnable.artifact.step, evidence.float_twin
     kind, parameters = artifact.manifest.kind.value, evidence.parameters[name]
     size_bytes = runnable.file.stat().st_size
-    facts: dict[str, Any] = {metric.name: metric.value for metric in artifact.manifest.metrics if metric.split is None}
+    facts: dict[str, Any] = {}
+    if artifact.manifest.kind is Kind.ENGINE:  # counts that its plan proves without running
+        facts = {metric.name: int(metric.value) for metric in artifact.manifest.metrics if metric.unit != "bytes"}
     if runnable.session is None:
         assert runnable.reason is not None
         return variant_not_run(name, kind, runnable.reason, parameters=parameters, size_bytes=size_bytes, facts=facts)

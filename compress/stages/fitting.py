@@ -1,6 +1,5 @@
 """What `train`, `distill` and `qat` do alike: load data, build settings, fit, write a checkpoint."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +86,7 @@ def write_checkpoint(
     from compress.training.evaluate import predict_logits, top1
 
     probe = data.validation.take(np.arange(min(PROBE_IMAGES, len(data.validation))))
-    save_checkpoint(workspace.path, module, description, probe.images)
-    history = fitted.history if fitted else []
-    (workspace.path / "history.json").write_text(json.dumps(history, indent=1, sort_keys=True) + "\n")
+    save_checkpoint(workspace.path, module, description, probe.images, fitted.history if fitted else ())
     workspace.tensors = image_tensors(data.image_shape, len(data.classes))
     n = len(data.validation.labels)
     accuracy = top1(predict_logits(module, data.validation), data.validation.labels)

@@ -17,7 +17,7 @@ class QatConfig(DistillationConfig):
     learning_rate: float = Field(0.01, gt=0, description="peak of the schedule, per step")
     weight_decay: float = Field(1e-4, ge=0, description="per step")
     freeze: float = Field(
-        0.5, ge=0, le=1, description="share of the epochs, counted from the end, with fixed ranges and BN statistics"
+        0.5, ge=0, le=1, description="share of the steps, counted from the end, in which the ranges stay fixed"
     )
 
 
@@ -48,13 +48,14 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     torch.manual_seed(workspace.seed)
     settings = replace(settings_from_config(config, workspace.seed), freeze=config.freeze)
     prepared = prepare_qat(student.module, torch.zeros(2, *data.image_shape))
-    objective = hard_objective(config.label_smoothing)
+    objective, teaching = hard_objective(config.label_smoothing), None
     if inputs.teacher:
         (teacher,) = load_teachers([inputs.teacher], data, workspace)
         teaching = TeacherLogits([teacher.module], settings, data.train)
         objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-        workspace.notes.append(teaching.describe())
     fitted = fit(prepared, objective, data.train, data.validation, settings)
+    if teaching:
+        workspace.notes.append(teaching.describe())
     scheme = scheme_description()
     workspace.quantization = Quantization(scheme=scheme["name"], method="qat")
     return write_checkpoint(workspace, prepared, replace(student.description, scheme=scheme), data, fitted)

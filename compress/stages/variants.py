@@ -55,9 +55,12 @@ def runnable_from_artifact(artifact: Artifact, base: Path, *, device: str, threa
         label = "onnxruntime cpu, unoptimized" if signed else "onnxruntime cpu"
         return Runnable(artifact, file, label, OnnxRuntimeSession.load(file, threads=threads, optimized=not signed))
     assert isinstance(artifact, Engine), artifact
+    from compress.engines.availability import why_not
     from compress.engines.tensorrt_session import TensorRTSession
 
     file, backend = artifact.path / "model.plan", artifact.manifest.config["backend"]
+    if reason := why_not(backend):
+        return Runnable(artifact, file, f"{backend} cuda", None, reason)
     try:
         return Runnable(artifact, file, f"{backend} cuda", TensorRTSession.load(file))
     except UnavailableError as error:

@@ -7,23 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from compress.data.loader import Batch, batches
+from compress.data.loader import Batch
 from compress.data.split import Split
-from compress.log import progress
 from compress.training.loop import TrainSettings
-
-BATCH_SIZE = 256
 
 
 class TeacherLogits:
     """Callable from a batch to the teachers' logits, constants, (teachers, batch, classes).
 
-    Without augmentation every epoch shows the same images, so the first call runs the whole split once and later
-    ones look their answers up by index (`mode` is `cached`). With augmentation no image comes twice, and every
-    batch is run (`mode` is `live`). Teachers run in evaluation mode without gradients.
+    Where every epoch shows the same images (no augmentation) or one of two (mirrored or not), each is answered
+    once, when it is first seen, and looked up by index and view afterwards (`mode` is `cached`; Beyer et al., 2022,
+    arXiv:2106.05237, call it consistent teaching). With random shifts no image comes twice soon, and every batch
+    is run (`mode` is `live`). Teachers run in evaluation mode without gradients.
 
     Args:
-        modules: one or several networks that take images in [0, 1]; frozen and moved to the settings' device.
+        modules: one or several networks that take images in [0, 1]; moved to the settings' device and left in
+            evaluation mode.
         settings: of the training that asks; device, precision and augmentation count here.
         train: the split whose batches will come.
 
@@ -36,38 +35,42 @@ class TeacherLogits:
     def __init__(self, modules: Sequence[nn.Module], settings: TrainSettings, train: Split) -> None:
         if not modules:
             raise ValueError("expected at least one teacher")
-        self.modules = [_frozen(module, settings.device) for module in modules]
+        self.modules = [_placed(module, settings.device) for module in modules]
         self.settings = settings
         self.train = train
-        augmented = settings.augmentation is not None and settings.augmentation.active
-        self.mode = "live" if augmented else "cached"
+        self.views = settings.augmentation.views if settings.augmentation is not None else 1
+        self.mode = "live" if self.views is None else "cached"
         self.images_run = 0
         self.images_reused = 0
-        self._cache: Tensor | None = None
+        self._cache: Tensor | None = None  # (teachers, views, samples, classes)
+        self._known = torch.zeros(self.views or 0, len(train), dtype=torch.bool)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return logits, (teachers, batch, classes), float32, on the device of the batch's images."""
         if self.mode == "live":
             return self._run(batch.images)
-        if self._cache is None:
-            self._cache = self._run_split()
-        self.images_reused += len(batch.indices)
-        return self._cache[:, batch.indices.to(self._cache.device)].to(batch.images.device)
+        indices, views = batch.indices, batch.views
+        fresh = ~self._known[views, indices] if self._cache is not None else torch.ones(len(indices), dtype=torch.bool)
+        if fresh.any():
+            answers = self._run(batch.images[fresh.to(batch.images.device)])
+            cache = self._cache if self._cache is not None else self._empty_cache(answers)
+            cache[:, views[fresh], indices[fresh]] = answers.to(cache.device)
+            self._known[views[fresh], indices[fresh]] = True
+        assert self._cache is not None, "the first batch is always fresh"
+        self.images_reused += int((~fresh).sum())
+        return self._cache[:, views, indices].to(batch.images.device)
+
+    def _empty_cache(self, answers: Tensor) -> Tensor:
+        teachers, _, classes = answers.shape
+        self._cache = torch.empty(teachers, self.views or 0, len(self.train), classes)
+        return self._cache
 
     def describe(self) -> str:
         """Say in a sentence where the logits come from."""
         who = "1 teacher" if len(self.modules) == 1 else f"{len(self.modules)} teachers, probabilities averaged"
         if self.mode == "live":
             return f"soft targets computed for every augmented batch ({who})"
-        return f"soft targets of {len(self.train)} images computed once ({who})"
-
-    def _run_split(self) -> Tensor:
-        with progress("soft targets", len(self.train), "images") as bar:
-            parts = []
-            for batch in batches(self.train, BATCH_SIZE, shuffle=False, drop_last=False):
-                parts.append(self._run(batch.images.to(self.settings.device)))
-                bar.advance(len(batch.images))
-        return torch.cat(parts, dim=1)
+        return f"soft targets of {self.images_run} images computed once and reused {self.images_reused} times ({who})"
 
     def _run(self, images: Tensor) -> Tensor:
         self.images_run += len(images)
@@ -77,6 +80,6 @@ class TeacherLogits:
             return torch.stack([module(images).float() for module in self.modules])
 
 
-def _frozen(module: nn.Module, device: str) -> nn.Module:
+def _placed(module: nn.Module, device: str) -> nn.Module:
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return module.eval().requires_grad_(False)
+    return module.eval()

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from compress.artifacts.manifest import ARTIFACTS, Artifact
+from compress.models.config import ModelConfig
 from compress.pipeline.machine import FACTS
 from compress.pipeline.stage import Stage, StageConfig
 from compress.stages import CATALOGUE, STAGES
@@ -55,9 +56,15 @@ def models_in(model: type[BaseModel]) -> set[type[BaseModel]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_configs_are_frozen_and_refuse_unknown_keys(name: str) -> None:
     assert issubclass(STAGES[name].config, StageConfig)
-    for model in models_in(STAGES[name].config):
+    for model in models_in(STAGES[name].config) - {ModelConfig}:
         assert model.model_config.get("frozen"), model
         assert model.model_config.get("extra") == "forbid", model
+
+
+def test_model_options_refuse_unknown_keys() -> None:
+    assert ModelConfig.model_config.get("frozen")
+    with pytest.raises(ValidationError, match="width"):
+        ModelConfig.model_validate({"name": "resnet", "width": [8]})
 
 
 def roles(stage: Stage[Any, Any]) -> dict[str, Any]:

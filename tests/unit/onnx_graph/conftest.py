@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,9 +47,7 @@ MLP = """
 """
 
 
-def build_graph(
-    body: str, outputs: str = "float[batch, 10] logits", opset: int = 20, **arrays: np.ndarray
-) -> onnx.ModelProto:
+def build_graph(body: str, outputs: str = "float[batch, 10] logits", opset: int = 20, **arrays: Any) -> onnx.ModelProto:
     """A model from ONNX text: input `image`, nodes named after their first output, `arrays` as initializers."""
     header = f'<ir_version: 10, opset_import: ["": {opset}]> net (float[batch, 1, 8, 8] image) => ({outputs})'
     model = onnx.parser.parse_model(f"{header} {{ {body} }}")
@@ -59,10 +58,10 @@ def build_graph(
     return model
 
 
-def random_weights(*shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+def random_weights(*shapes: tuple[int, ...]) -> dict[str, Any]:
     """Weights w0, w1... of these shapes, and biases b0, b1..."""
     rng = np.random.default_rng(0)
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for number, shape in enumerate(shapes):
         spread = 1.5 / np.sqrt(np.prod(shape[1:]))
         arrays[f"w{number}"] = rng.normal(0, spread, shape).astype(np.float32)

@@ -21,13 +21,13 @@ def test_index_knows_makers_readers_and_constants(residual):
     index = GraphIndex(residual)
     assert index.inputs == ["image"]
     assert index.outputs == ["logits"]
-    assert index.producer("r0").op_type == "Relu"
+    assert index.producer("r0", "Relu") is index.producers["r0"]
     assert index.producer("r0", "Conv") is None
     assert index.producer("image") is None
     assert [(use.node.name, use.position) for use in index.uses("r0")] == [("c1", 0), ("a0", 1)]
     assert index.only_reader("r0") is None
-    assert index.only_reader("c0").name == "r0"
-    assert index.constant("w0").shape == (16, 1, 3, 3)
+    assert index.only_reader("c0") is index.producers["r0"]
+    assert index.required("w0", "weight").shape == (16, 1, 3, 3)
     assert index.constant("r0") is None
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from compress.errors import ModelError
-from compress.onnx_graph.lint import RULES, lint, raise_on_errors
+from compress.onnx_graph.lint import RULES, Target, lint, raise_on_errors
 from compress.quantization.quantize import quantize_onnx
 
 SHAPE = "float[batch, 1, 8, 8] logits"
@@ -14,10 +16,10 @@ KERNEL = np.ones((1, 1, 3, 3), np.float32)
 INT8 = {"s": np.float32(0.1), "z": np.int8(0)}
 UINT8 = {"s": np.float32(0.1), "z": np.uint8(0)}
 BIAS = PAIR + f"b = DequantizeLinear (bq, bs, bz) logits = Conv {SAME} (d, w, b)"
-INT32_BIAS = {"bq": np.int32([3]), "bs": np.float32(0.1), "bz": np.int32(0)}
-INT8_BIAS = {"bq": np.int8([3]), "bs": np.float32(0.1), "bz": np.int8(0)}
+INT32_BIAS = {"bq": np.array([3], np.int32), "bs": np.float32(0.1), "bz": np.int32(0)}
+INT8_BIAS = {"bq": np.array([3], np.int8), "bs": np.float32(0.1), "bz": np.int8(0)}
 
-BAD = {  # rule -> (graph, initializers, target, severity)
+BAD: dict[str, tuple[str, dict[str, Any], Target, str]] = {  # rule -> (graph, initializers, target, severity)
     "nonzero-zero-point": (PAIR + "logits = Relu (d)", {**INT8, "z": np.int8(5)}, "tensorrt", "error"),
     "unsigned-codes": (PAIR + "logits = Relu (d)", UINT8, "tensorrt", "error"),
     "int32-bias": (BIAS, {**INT8, **INT32_BIAS, "w": KERNEL}, "tensorrt", "error"),
@@ -47,7 +49,12 @@ BAD = {  # rule -> (graph, initializers, target, severity)
         "tensorrt",
         "warning",
     ),
-    "scale-shape": (PAIR + "logits = Relu (d)", {"s": np.float32([0.1]), "z": np.uint8([0])}, "onnxruntime", "warning"),
+    "scale-shape": (
+        PAIR + "logits = Relu (d)",
+        {"s": np.full(1, 0.1, np.float32), "z": np.zeros(1, np.uint8)},
+        "onnxruntime",
+        "warning",
+    ),
     "signed-activation": (PAIR + "logits = Relu (d)", INT8, "onnxruntime", "warning"),
     "hard-swish": (PAIR + "logits = HardSwish (d)", UINT8, "onnxruntime", "warning"),
     "float-layer": (PAIR + f"logits = Conv {SAME} (d, w)", {**INT8, "w": KERNEL}, "tensorrt", "warning"),

@@ -117,8 +117,9 @@ def test_weight_codes_by_hand():
     weight = np.array([[1.0, -0.5], [0.2, 0.1]], np.float32)
     steps = np.array([1 / 127, 0.2 / 127], np.float32)
     np.testing.assert_array_equal(quantize_weight(weight, steps, 0), [[127, -64], [127, 64]])
-    assert quantize_weight(np.float32([[-5.0]]), np.float32([0.01]), 0)[0, 0] == -127
-    np.testing.assert_array_equal(dequantize_weight(np.int8([[2, -3]]), np.float32([0.5]), 0), [[1.0, -1.5]])
+    assert quantize_weight(np.full((1, 1), -5.0, np.float32), np.full(1, 0.01, np.float32), 0)[0, 0] == -127
+    codes = np.array([[2, -3]], np.int8)
+    np.testing.assert_array_equal(dequantize_weight(codes, np.full(1, 0.5, np.float32), 0), [[1.0, -1.5]])
 
 
 def test_weight_error_is_at_most_half_a_step():

@@ -114,7 +114,7 @@ def test_a_quantized_constant_is_stored_as_integers(build):
     arrays = {"w": weight, "s": np.full(4, 1 / 127, np.float32), "z": np.zeros(4, np.int8)}
     folded = simplify(build(body, outputs=FEATURES, **arrays))
     assert operators(folded) == ["DequantizeLinear", "Conv"]
-    assert GraphIndex(folded).constant("q").dtype == np.int8
+    assert GraphIndex(folded).required("q", "weight").dtype == np.int8
 
 
 def test_the_argument_is_left_alone(residual):

@@ -171,7 +171,7 @@ def test_duplicate_quantizers_of_one_tensor_become_one(build):
 
 def test_scales_of_shape_one_become_zero_dimensional(build):
     body = "q = QuantizeLinear (image, s, z) logits = DequantizeLinear (q, s, z)"
-    model = build(body, outputs="float[batch, 1, 8, 8] logits", s=np.float32([0.1]), z=np.int8([0]))
+    model = build(body, outputs="float[batch, 1, 8, 8] logits", s=np.full(1, 0.1, np.float32), z=np.zeros(1, np.int8))
     unsigned = unsigned_from_signed(model)
     assert GraphIndex(unsigned).required(unsigned.graph.node[0].input[1], "scale").shape == ()
 

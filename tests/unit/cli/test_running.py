@@ -1,0 +1,294 @@
+"""A whole chain on a few hundred digits: what is printed, what the documents hold, how a run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from compress.report.document import report_schema
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """\
+name: tiny
+data: {dataset: digits, train_samples: 300}
+steps:
+  teacher: {stage: train, model: {name: mlp, widths: [16]}, epochs: 3, learning_rate: 0.05}
+  float: {stage: export, model: teacher}
+  int8: {stage: calibrate, model: float, samples: 100, method: minmax}
+  engine: {stage: engine, model: int8}
+  report:
+    stage: benchmark
+    reference: teacher
+    float_twin: float
+    variants: [float, int8, engine]
+    latency: {batches: [1], blocks: 2, slot_iterations: 1, slot_ms: 1, warmup_ms: 1}
+gates: {top1_drop_pp: 20.0}
+"""
+STEPS = ["teacher", "float", "int8", "engine", "report"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a recipe that has run once."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "pyproject.toml").touch()
+    (folder / "tiny.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, cli: Cli) -> subprocess.CompletedProcess[str]:
+    """The first run, for people."""
+    done = cli("run", "tiny.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def ran(first: subprocess.CompletedProcess[str], folder: Path) -> Path:
+    """The project, after the first run."""
+    return folder
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    """The one document on standard output."""
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_lines_tables_and_last_line(first: subprocess.CompletedProcess[str]) -> None:
+    lines = first.stdout.splitlines()
+    assert lines[0] == "tiny: 5 steps, seed 0, store artifacts"
+    for line, step in zip(lines[1:6], STEPS, strict=True):
+        assert line.split()[0] == step
+        assert line.split()[2] == "run"
+        assert "(never run)" in line
+    assert "top1" in lines[1]
+    titles = [line for line in lines if line.startswith(("Variants", "Latency", "Loss ladder", "Gates", "Files"))]
+    assert [title.split()[0] for title in titles] == ["Variants", "Latency", "Loss", "Gates", "Files"]
+    files = [line.split()[-1] for line in lines if line.startswith("  ")]
+    names = ["model.onnx", "model.ort.onnx", "model.plan", "report.json"]
+    assert [Path(file).name for file in files] == names
+    assert all(file.startswith("artifacts/") for file in files)
+    assert lines[-2].startswith("tiny-0001: passed; 5 steps, 0 hits, ")
+    assert lines[-1] == "not evaluated: top1_drop_pp of engine"
+    assert "\x1b" not in first.stdout + first.stderr, "no colours or bars without a terminal"
+
+
+def test_files_are_where_it_says(ran: Path, first: subprocess.CompletedProcess[str]) -> None:
+    for line in first.stdout.splitlines():
+        if line.startswith("  "):
+            assert (ran / line.split()[-1]).is_file()
+
+
+def test_second_run_is_all_hits_and_lean(ran: Path) -> None:
+    probe = (
+        "import sys\nfrom compress.cli.app import main\n"
+        "try: main(['run', 'tiny.yaml', '--json'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'scipy', 'sklearn', 'numpy', 'tensorrt_rtx'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ran, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = document(done)
+    assert [step["status"] for step in found["steps"]] == ["hit"] * 5
+    assert found["exit_code"] == 0
+
+
+def test_run_document(ran: Path, cli: Cli) -> None:
+    found = document(cli("run", "tiny.yaml", "--json", cwd=ran))
+    assert set(found) == {"run", "recipe", "seed", "status", "steps", "gates", "exit_code"}
+    assert [step["name"] for step in found["steps"]] == STEPS
+    for step in found["steps"]:
+        assert len(step["key"]) == 64
+        assert Path(step["path"], "manifest.json").is_file()
+        assert step["seconds"] >= 0
+    assert {gate["variant"]: gate["verdict"] for gate in found["gates"]}["engine"] == "not run"
+
+
+def test_quiet_keeps_gates_and_the_last_lines(ran: Path, cli: Cli) -> None:
+    done = cli("run", "tiny.yaml", "--quiet", cwd=ran)
+    assert "Loss ladder" not in done.stdout
+    assert "teacher" not in done.stdout.splitlines()[0]
+    assert "Gates" in done.stdout
+    assert done.stdout.splitlines()[-1] == "not evaluated: top1_drop_pp of engine"
+    assert done.stderr == ""
+
+
+def test_until_and_only(ran: Path, cli: Cli) -> None:
+    found = document(cli("run", "tiny.yaml", "--json", "--until", "int8", cwd=ran))
+    assert [step["name"] for step in found["steps"]] == ["teacher", "float", "int8"]
+    found = document(cli("run", "tiny.yaml", "--json", "--only", "float", "--force", "float", cwd=ran))
+    assert {step["name"]: step["status"] for step in found["steps"]} == {"teacher": "hit", "float": "run"}
+
+
+def test_plan_says_what_changed(ran: Path, cli: Cli) -> None:
+    done = cli("plan", "tiny.yaml", "--set", "steps.teacher.epochs=4", cwd=ran)
+    assert done.stdout.splitlines()[1].endswith("config changed: epochs 3 -> 4")
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "end"),
+    [
+        ("gates.size_bytes_max=10", 3, "a gate failed"),
+        ("gates.require=[engine]", 7, "a required variant was not run"),
+        ("gates.top1_drop_pp=0.01", None, ""),
+    ],
+)
+def test_gates_decide_the_exit_code_of_warm_runs_too(
+    ran: Path, cli: Cli, override: str, code: int | None, end: str
+) -> None:
+    if code == 7 and "no" not in cli("doctor", cwd=ran).stdout.split("NVIDIA GPU")[1].splitlines()[0]:
+        pytest.skip("the engine runs here")
+    done = cli("run", "tiny.yaml", "--set", override, cwd=ran)
+    if code is None:
+        assert done.returncode in (3, 4), "450 samples cannot prove a hundredth of a point"
+        return
+    assert done.returncode == code
+    assert f": {end}; 5 steps, 5 hits, " in done.stdout
+
+
+def test_ls(ran: Path, cli: Cli) -> None:
+    found = document(cli("ls", "--json", cwd=ran))
+    assert found["runs"][-1]["run"] == "tiny-0001"
+    assert found["damaged"] == []
+    assert {artifact["stage"] for artifact in found["artifacts"]} >= {
+        "train",
+        "export",
+        "calibrate",
+        "engine",
+        "benchmark",
+    }
+    shown = cli("ls", cwd=ran).stdout
+    assert "tiny-0001" in shown
+    assert "quantized_onnx" in shown
+
+
+def test_ls_names_damaged_artifacts(ran: Path, cli: Cli, tmp_path: Path) -> None:
+    broken = tmp_path / "export" / "0123456789ab"
+    broken.mkdir(parents=True)
+    assert "damaged: " in cli("ls", "--store", tmp_path, cwd=ran).stdout
+    (entry,) = document(cli("ls", "--store", tmp_path, "--json", cwd=ran))["damaged"]
+    assert entry == {"path": str(broken), "reason": "manifest.json is missing"}
+
+
+@pytest.mark.parametrize(
+    ("step", "parts"),
+    [
+        ("teacher", ("checkpoint ", "config.epochs", "weights.safetensors", "top1")),
+        ("int8", ("quantized_onnx ", "operators.Gemm", "qdq.gemms_quantized", "model.ort.onnx", "(batch, 1, 8, 8)")),
+        ("engine", ("engine ", "plan_sha256", "operand_types.operations", "int8, int8")),
+        ("report", ("report ", "Loss ladder", "samples.npz")),
+    ],
+)
+def test_show(ran: Path, cli: Cli, step: str, parts: tuple[str, ...]) -> None:
+    shown = cli("show", f"tiny-0001:{step}", cwd=ran)
+    assert shown.returncode == 0, shown.stderr
+    for part in parts:
+        assert part in shown.stdout
+    found = document(cli("show", f"tiny-0001:{step}", "--json", cwd=ran))
+    key = found["manifest"]["key"]
+    assert document(cli("show", key[:12], "--json", cwd=ran))["manifest"]["key"] == key
+
+
+def test_show_documents(ran: Path, cli: Cli) -> None:
+    int8 = document(cli("show", "tiny-0001:int8", "--json", cwd=ran))
+    assert set(int8["onnx"]) == {"model.onnx", "model.ort.onnx"}
+    assert int8["onnx"]["model.onnx"]["qdq"]["gemms"] == int8["onnx"]["model.onnx"]["qdq"]["gemms_quantized"]
+    engine = document(cli("show", "tiny-0001:engine", "--json", cwd=ran))
+    assert engine["engine"]["operand_types"]["gemms"]["int8"] == engine["engine"]["operand_types"]["gemms"]["total"] > 0
+
+
+def test_show_a_run(ran: Path, cli: Cli) -> None:
+    shown = cli("show", "tiny-0001", cwd=ran).stdout
+    assert shown.startswith("Run tiny-0001\n")
+    assert "Gates" in shown
+    assert document(cli("show", "tiny-0001", "--json", cwd=ran))["id"] == "tiny-0001"
+
+
+def test_report_in_every_form(ran: Path, cli: Cli) -> None:
+    found = document(cli("report", "tiny-0001", "--format", "json", cwd=ran))
+    assert found["run"] == "tiny-0001"
+    assert {gate["gate"] for gate in found["gates"]} == {"top1_drop_pp"}
+    jsonschema.validate(found, report_schema())
+    shown = cli("report", "tiny-0001", cwd=ran).stdout
+    assert shown.startswith("Variants (test, n 450)\n")
+    assert shown.endswith("not evaluated: top1_drop_pp of engine\n")
+    assert cli("report", "tiny-0001:report", cwd=ran).stdout == shown
+    cli("report", "tiny-0001", "--format", "md", "-o", "report.md", cwd=ran)
+    assert (ran / "report.md").read_text().startswith("# Report of run tiny-0001\n")
+
+
+def test_report_of_a_run_without_one(ran: Path, cli: Cli) -> None:
+    run = document(cli("run", "tiny.yaml", "--json", "--until", "float", cwd=ran))["run"]
+    done = cli("report", run, cwd=ran)
+    assert done.returncode == 2
+    assert f"run {run} has no finished benchmark" in done.stderr
+    done = cli("report", "tiny-0001:float", cwd=ran)
+    assert done.returncode == 2
+    assert "step 'float' of run tiny-0001 wrote no report; reports: report" in done.stderr
+
+
+def test_a_damaged_payload_is_not_shown(ran: Path, cli: Cli, tmp_path: Path) -> None:
+    store = tmp_path / "copy"
+    subprocess.run(["cp", "-r", ran / "artifacts", store], check=True)
+    plan = next(store.glob("engine/*/model.plan"))
+    plan.write_bytes(plan.read_bytes()[:-1] + b"\0")
+    done = cli("show", "tiny-0001:engine", "--store", store, cwd=ran)
+    assert done.returncode == 6
+    assert "the artifact is damaged: model.plan has another SHA-256" in done.stderr
+    assert "quarantine" in done.stderr
+
+
+def test_a_failed_step_is_in_the_document(ran: Path, cli: Cli) -> None:
+    done = cli("run", "tiny.yaml", "--json", "--set", "steps.int8.samples=20", cwd=ran)
+    assert done.returncode == 5
+    found = document(done)
+    assert found["status"] == "failed"
+    assert found["exit_code"] == 5
+    status = {step["name"]: step["status"] for step in found["steps"]}
+    assert status == {"teacher": "hit", "float": "hit", "int8": "failed", "engine": "pending", "report": "pending"}
+    assert "where: step int8" in done.stderr
+    done = cli("run", "tiny.yaml", "--set", "steps.int8.samples=20", cwd=ran)
+    assert done.stdout.splitlines()[3].split()[:3] == ["int8", "calibrate", "failed"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption(ran: Path, cli: Cli, tmp_path: Path, number: int, code: int) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "compress", "run", "tiny.yaml", "--json", "--store", str(store)]
+    process = subprocess.Popen(
+        [*command, "--set", "steps.teacher.epochs=100000"],
+        cwd=ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(store.glob(".drafts/train-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(4)  # into the training itself
+    asked = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 5
+    assert process.returncode == code, err
+    assert out == "", "a document is whole or absent"
+    assert "what was finished is kept" in err
+    assert "Traceback" not in err
+    assert not list(store.glob("train/*")), "nothing half made is published"
+    assert not list(store.glob(".drafts/train-*"))
+    (run,) = document(cli("ls", "--json", "--store", store, cwd=ran))["runs"]
+    assert (run["status"], run["exit_code"]) == ("interrupted", code)

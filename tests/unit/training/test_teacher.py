@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from compress.data.loader import Augmentation, batches
+from compress.data.split import Split
+from compress.training.loop import TrainSettings
+from compress.training.teacher import TeacherLogits
+
+Network = Callable[..., nn.Module]
+
+
+def test_without_augmentation_the_split_is_run_once(network: Network, settings: TrainSettings, train_split: Split):
+    teacher = TeacherLogits([network()], settings, train_split)
+    assert (teacher.mode, teacher.images_run) == ("cached", 0)
+    for epoch in (1, 2, 3):
+        for batch in batches(train_split, 32, seed=0, epoch=epoch, shuffle=True):
+            cached = teacher(batch)
+            with torch.no_grad():
+                live = teacher.modules[0](batch.images)[None]
+            assert torch.allclose(cached, live, atol=1e-5)
+    assert teacher.images_run == len(train_split)
+    assert teacher.images_reused == 2 * len(train_split)
+    assert teacher.describe() == "soft targets of 256 images computed once and reused 512 times (1 teacher)"
+
+
+def test_with_augmentation_every_batch_is_run(network: Network, settings: TrainSettings, train_split: Split):
+    augmented = replace(settings, augmentation=Augmentation(shift_px=1))
+    teacher = TeacherLogits([network()], augmented, train_split)
+    batch = next(iter(batches(train_split, 16)))
+    changed = batch._replace(images=batch.images.flip(3))
+    assert not torch.equal(teacher(batch), teacher(changed))
+    assert (teacher.mode, teacher.images_run, teacher.images_reused) == ("live", 32, 0)
+    assert teacher.describe() == "soft targets computed for every augmented batch (1 teacher)"
+
+
+def test_mirroring_repeats_each_image_in_two_views(network: Network, settings: TrainSettings, train_split: Split):
+    flip = Augmentation(flip=True)
+    teacher = TeacherLogits([network()], replace(settings, augmentation=flip), train_split)
+    assert teacher.mode == "cached"
+    for epoch in range(8):
+        for batch in batches(train_split, 32, seed=0, epoch=epoch, augment=flip, shuffle=True):
+            cached = teacher(batch)
+            with torch.no_grad():
+                live = teacher.modules[0](batch.images)[None]
+            assert torch.allclose(cached, live, atol=1e-5)
+    assert len(train_split) < teacher.images_run <= 2 * len(train_split)
+    assert teacher.images_run + teacher.images_reused == 8 * len(train_split)
+
+
+def test_inactive_augmentation_repeats_inputs(network: Network, settings: TrainSettings, train_split: Split):
+    assert TeacherLogits([network()], replace(settings, augmentation=Augmentation()), train_split).mode == "cached"
+
+
+def test_several_teachers_keep_their_own_row(network: Network, settings: TrainSettings, train_split: Split):
+    teacher = TeacherLogits([network(0), network(1)], settings, train_split)
+    batch = next(iter(batches(train_split, 16)))
+    assert teacher(batch).shape == (2, 16, 4)
+    assert not torch.equal(*teacher(batch))
+    assert "2 teachers, probabilities averaged" in teacher.describe()
+
+
+def test_teachers_run_in_evaluation_mode_without_gradients(
+    network: Network, settings: TrainSettings, train_split: Split
+):
+    module = network().train()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    logits = TeacherLogits([module], settings, train_split)(next(iter(batches(train_split, 16))))
+    assert not logits.requires_grad
+    assert not module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())  # it may be trained again as a student
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_bf16_rounds_the_answers(network: Network, settings: TrainSettings, train_split: Split):
+    batch = next(iter(batches(train_split, 16)))
+    exact, rounded = (
+        TeacherLogits([network()], replace(settings, precision=precision), train_split)(batch)
+        for precision in ("fp32", "bf16")
+    )
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, atol=0.1)
+
+
+def test_no_teacher_is_refused(settings: TrainSettings, train_split: Split):
+    with pytest.raises(ValueError, match="at least one teacher"):
+        TeacherLogits([], settings, train_split)
