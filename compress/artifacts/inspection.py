@@ -52,6 +52,11 @@ def inspect_folder(folder: Path, step: str, verified: Verified | None) -> Artifa
     return ARTIFACTS[manifest.kind](step=step, path=folder, manifest=manifest)
 
 
+def manifest_checksum(manifest: Manifest) -> str:
+    """SHA-256 over every field but the checksum itself."""
+    return document_digest(manifest.model_dump(mode="json", exclude={"checksum"}))
+
+
 def _manifest_problem(manifest: Manifest, folder: Path) -> str:
     if manifest.schema_version != SCHEMA_VERSION:
         return f"{MANIFEST} has schema version {manifest.schema_version}, expected {SCHEMA_VERSION}"
@@ -61,6 +66,8 @@ def _manifest_problem(manifest: Manifest, folder: Path) -> str:
         return f"{MANIFEST} has a key that its key document does not give"
     if payload_digest({name: entry.sha256 for name, entry in manifest.files.items()}) != manifest.digest:
         return f"{MANIFEST} has a digest that its files do not give"
+    if manifest_checksum(manifest) != manifest.checksum:
+        return f"{MANIFEST} was changed after it was written"
     if not manifest.files:
         return f"{MANIFEST} lists no file"
     return ""

@@ -92,7 +92,7 @@ class Manifest(Record):
     key: str  # SHA-256 of key_document
     key_document: dict[str, Any]
     digest: str  # SHA-256 over the payload's file names and hashes
-    revision: int | None = None  # measured artifacts only
+    revision: int | None = None  # of artifacts that were made again and came out different
     inputs: dict[str, tuple[InputRef, ...]]  # role -> artifacts
     config: dict[str, Any]
     files: dict[str, FileEntry]
@@ -104,6 +104,7 @@ class Manifest(Record):
     source: Source
     created_at: str  # ISO 8601, UTC; for the record only
     duration_s: float  # for the record only
+    checksum: str = ""  # SHA-256 over all other fields; set when the artifact is committed
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 from compress.artifacts import references, runs
 from compress.artifacts.files import fsync_path, store_writes, walk, write_durably
 from compress.artifacts.fingerprint import FileHashes, canonical_json, payload_digest, sha256_file
-from compress.artifacts.inspection import KEY_DIGITS, MANIFEST, Damage, Verified, inspect_folder
+from compress.artifacts.inspection import KEY_DIGITS, MANIFEST, Damage, Verified, inspect_folder, manifest_checksum
 from compress.artifacts.manifest import ARTIFACTS, Artifact, FileEntry, Manifest
 from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, CompressError, TryAgainError
@@ -285,6 +285,7 @@ class Store:
                 return there
         number = folders[-1][1] + 1 if folders else int(new_revision)
         manifest = manifest.model_copy(update={"revision": number or None})
+        manifest = manifest.model_copy(update={"checksum": manifest_checksum(manifest)})
         name = manifest.key[:KEY_DIGITS] + (f".{number}" if number else "")
         target = self.root / manifest.stage / name
         with store_writes(self.root):

@@ -45,9 +45,7 @@ class OnnxRuntimeSession:
         self.outputs = tuple(_spec(entry) for entry in session.get_outputs())
 
     @classmethod
-    def load(
-        cls, source: Path, device: str = "cpu", *, threads: int = 1, optimized: bool = True
-    ) -> OnnxRuntimeSession:
+    def load(cls, source: Path, device: str = "cpu", *, threads: int = 1, optimized: bool = True) -> OnnxRuntimeSession:
         """Load an ONNX file, with all graph optimisations on unless told otherwise.
 
         Worker threads sleep between operators instead of spinning: with spinning on, a benchmark that

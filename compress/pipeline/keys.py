@@ -80,7 +80,7 @@ class Keys:
 
     def _split(self, split: str) -> str:
         if self._data is None:
-            self._data = self._catalogue.data_digests(self._recipe.data, self._recipe.base)
+            self._data = self._catalogue.data_digests(self._recipe.data, self._recipe.base, self._hashes.sha256)
         if split not in self._data:
             raise DataError(f"the data have no split {split!r}; they have: {', '.join(self._data)}")
         return self._data[split]

@@ -93,8 +93,7 @@ class Catalogue:
 
     stages: Mapping[str, Stage[Any, Any]]
     data: type[BaseModel]  # schema of the recipe's `data:`
-    data_digests: Callable[
-        [Any, Path], Mapping[str, str]
-    ]  # (data, base) -> split -> SHA-256; imports no tensor library
+    # (data, base, hash of a file) -> split -> SHA-256; imports no tensor library
+    data_digests: Callable[[Any, Path, Callable[[Path], str]], Mapping[str, str]]
     gates: type[BaseModel]  # schema of the recipe's `gates:`
     judge: Callable[[Any, Artifact], Sequence[GateVerdict]]  # (gates, report) -> verdicts

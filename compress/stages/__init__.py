@@ -1,6 +1,6 @@
 """The stages of `compress`, and all that the pipeline is told about the domain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,11 @@ def judge(gates: GatesConfig, report: Artifact) -> Sequence[GateVerdict]:
     return [GateVerdict.model_validate(verdict.model_dump()) for verdict in report_gates.judge(gates, document)]
 
 
-def data_digests(data: DataConfig, base: Path) -> Mapping[str, str]:
-    """SHA-256 of each split."""
+def data_digests(data: DataConfig, base: Path, hash_file: Callable[[Path], str]) -> Mapping[str, str]:
+    """SHA-256 of each split; `hash_file` remembers the hashes of files that did not change."""
     from compress.data.datasets import split_digests
 
-    return split_digests(data, base)
+    return split_digests(data, base, hash_file)
 
 
 CATALOGUE = Catalogue(stages=STAGES, data=DataConfig, data_digests=data_digests, gates=GatesConfig, judge=judge)

@@ -16,7 +16,7 @@ from compress.artifacts.manifest import (
 )
 from compress.pipeline.machine import FACTS, library_version, resolve_device, resolve_threads
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
-from compress.stages.contract import INPUT
+from compress.stages.contract import INPUT, network_input
 from compress.stages.ladder import edges_to
 from compress.stages.variants import Runnable, runnable_from_artifact
 
@@ -35,20 +35,20 @@ MACHINE = ("cpu", "threads", "gpu", "driver")
 class LatencyConfig(StageConfig):
     """How long is measured; the defaults are for figures that are published."""
 
-    batches: tuple[int, ...] = Field((1, 32), min_length=1, description="samples per call")
-    blocks: int = Field(20, ge=2, description="every variant once in each, in random order")
-    slot_iterations: int = Field(50, ge=1, description="calls of a variant in a block, at least")
-    slot_ms: float = Field(50, gt=0, description="duration of a slot, at least")
-    warmup_ms: float = Field(2000, ge=0, description="of every variant and batch, at least")
+    batches: tuple[int, ...] = Field(default=(1, 32), min_length=1, description="samples per call")
+    blocks: int = Field(default=20, ge=2, description="every variant once in each, in random order")
+    slot_iterations: int = Field(default=50, ge=1, description="calls of a variant in a block, at least")
+    slot_ms: float = Field(default=50, gt=0, description="duration of a slot, at least")
+    warmup_ms: float = Field(default=2000, ge=0, description="of every variant and batch, at least")
 
 
 class BenchmarkConfig(StageConfig):
     """What is measured, and on what."""
 
-    split: Literal["test"] = Field("test", description="the samples that nothing was trained or calibrated on")
+    split: Literal["test"] = Field(default="test", description="the samples that nothing was trained or calibrated on")
     latency: LatencyConfig = LatencyConfig()
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of torch sessions")
-    threads: int | Literal["auto"] = Field("auto", description="CPU threads of every session")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="of torch sessions")
+    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of every session")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,6 @@ def resolve(config: BenchmarkConfig) -> BenchmarkConfig:
 
 def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) -> Metrics:
     """Accuracy of every variant and of every hop, latency of every variant, one document."""
-    import numpy as np
-
     from compress.data.datasets import load_dataset
     from compress.report.document import ReportDocument, report_json
     from compress.stages.evidence import Evidence, hop_from, parameters_of, variant_from
@@ -87,7 +85,7 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
         )
         for edge in edges
     }
-    images = test.images.astype(np.float32) / 255
+    images = network_input(test.images)
     logits = {name: one.logits(images) for name, one in runnables.items() if one.session}
     timings = {batch: _time(runnables, variants, images, batch, config, workspace) for batch in config.latency.batches}
 
@@ -197,9 +195,7 @@ def _metrics(document: "ReportDocument", workspace: Workspace) -> list[Metric]:
             workspace.notes.append(f"{variant.name} not run: {variant.reason}")
         else:
             metrics.append(
-                Metric(
-                    name=f"top1/{variant.name}", value=variant.top1, unit="fraction", split="test", n=document.n
-                )
+                Metric(name=f"top1/{variant.name}", value=variant.top1, unit="fraction", split="test", n=document.n)
             )
     return metrics
 

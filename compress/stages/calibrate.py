@@ -7,13 +7,16 @@ from pydantic import Field
 
 from compress.artifacts.manifest import Metric, OnnxModel, Quantization, QuantizedOnnx
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
+from compress.stages.contract import network_input
 
 
 class CalibrateConfig(StageConfig):
     """How activations that QAT gave no scale get one."""
 
-    samples: int = Field(512, ge=1, description="calibration images, class-balanced, from the training split")
-    method: Literal["minmax", "entropy"] = Field("entropy", description="how a range is chosen from a histogram")
+    samples: int = Field(default=512, ge=1, description="calibration images, class-balanced, from the training split")
+    method: Literal["minmax", "entropy"] = Field(
+        default="entropy", description="how a range is chosen from a histogram"
+    )
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,6 @@ class CalibrateInputs:
 
 def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) -> Metrics:
     """Keep the scales that are there, calibrate the rest, lint both files for their runtimes."""
-    import numpy as np
-
     from compress.artifacts.fingerprint import sha256_bytes
     from compress.data.calibration_set import calibration_set
     from compress.data.datasets import load_dataset
@@ -36,7 +37,7 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
     from compress.quantization.quantize import quantize_onnx
 
     chosen, warnings = calibration_set(load_dataset(workspace.data, workspace.base).train, config.samples)
-    images = chosen.images.astype(np.float32) / 255
+    images = network_input(chosen.images)
     batches = (images[start : start + 64] for start in range(0, len(images), 64))
     quantized = quantize_onnx(load_onnx(inputs.model.path / "model.onnx"), batches, config.method)
     raise_on_errors(quantized.signed, target="tensorrt")

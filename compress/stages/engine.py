@@ -13,9 +13,9 @@ from compress.stages.contract import INPUT
 class BatchRange(StageConfig):
     """The optimization profile's batch sizes, samples."""
 
-    min: int = Field(1, ge=1)
-    opt: int = Field(8, ge=1)
-    max: int = Field(64, ge=1)
+    min: int = Field(default=1, ge=1)
+    opt: int = Field(default=8, ge=1)
+    max: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "BatchRange":
@@ -29,8 +29,10 @@ class EngineConfig(StageConfig):
 
     backend: Literal["tensorrt_rtx", "tensorrt"] = "tensorrt_rtx"
     batch: BatchRange = BatchRange()
-    timeout_s: float = Field(900, gt=0, description="of the build, seconds")
-    workspace_bytes: int | None = Field(None, gt=0, description="scratch memory of the builder; None: its default")
+    timeout_s: float = Field(default=900, gt=0, description="of the build, seconds")
+    workspace_bytes: int | None = Field(
+        default=None, gt=0, description="scratch memory of the builder; None: its default"
+    )
 
 
 @dataclass(frozen=True)

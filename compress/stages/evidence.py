@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from compress.artifacts.manifest import Artifact, Kind
 from compress.report.document import Hop, Variant
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compress.measure.latency import Measurement
+    from compress.report.document import VariantKind
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def variant_from(runnable: Runnable, evidence: Evidence) -> Variant:
     from compress.report.build import latency_rows, measured_variant, ratio_rows, variant_not_run
 
     artifact, name, twin = runnable.artifact, runnable.artifact.step, evidence.float_twin
-    kind, parameters = artifact.manifest.kind.value, evidence.parameters[name]
+    kind, parameters = cast("VariantKind", artifact.manifest.kind.value), evidence.parameters[name]
     size_bytes = runnable.file.stat().st_size
     facts: dict[str, Any] = {}
     if artifact.manifest.kind is Kind.ENGINE:  # counts that its plan proves without running

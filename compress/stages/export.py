@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from compress.artifacts.manifest import Checkpoint, Metric, OnnxModel, Quantization
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
-from compress.stages.contract import image_tensors
+from compress.stages.contract import INPUT, OUTPUT, image_tensors, network_input
 
 PARITY_SAMPLES = 256
 
@@ -30,13 +30,13 @@ def run(config: ExportConfig, inputs: ExportInputs, workspace: Workspace) -> Met
     from compress.engines.onnxruntime_session import OnnxRuntimeSession
     from compress.measure.fidelity import parity
     from compress.onnx_graph.export import export_onnx
-    from compress.quantization.quantizer import convert_qat
+    from compress.quantization.quantizer import FakeQuantNetwork, convert_qat
     from compress.training.checkpoint import load_checkpoint
     from compress.training.evaluate import predict_logits
 
     loaded = load_checkpoint(inputs.model.path, workspace.base)
     scheme = loaded.description.scheme
-    module = convert_qat(loaded.module) if scheme else loaded.module
+    module = convert_qat(loaded.module) if isinstance(loaded.module, FakeQuantNetwork) else loaded.module
     path = workspace.path / "model.onnx"
     example = torch.zeros(2, *loaded.description.image_shape)
     export_onnx(module, example, path)
@@ -45,8 +45,8 @@ def run(config: ExportConfig, inputs: ExportInputs, workspace: Workspace) -> Met
     validation = everything.take(np.arange(min(PARITY_SAMPLES, len(everything))))
     expected = predict_logits(module, validation)
     session = OnnxRuntimeSession.load(path, optimized=not scheme)
-    images = validation.images.astype(np.float32) / 255
-    got = session.run({"image": images})["logits"]
+    images = network_input(validation.images)
+    got = session.run({INPUT: images})[OUTPUT]
     session.close()
     distance = parity(got, expected)
     flipped = int((got.argmax(1) != expected.argmax(1)).sum())

@@ -13,11 +13,11 @@ from compress.stages.training_config import DistillationConfig, resolve_training
 class QatConfig(DistillationConfig):
     """Fine-tuning with fake-quant; temperature and kd_weight count only where a teacher is named."""
 
-    epochs: int = Field(3, ge=1, description="passes over the training split")
-    learning_rate: float = Field(0.01, gt=0, description="peak of the schedule, per step")
-    weight_decay: float = Field(1e-4, ge=0, description="per step")
+    epochs: int = Field(default=3, ge=1, description="passes over the training split")
+    learning_rate: float = Field(default=0.01, gt=0, description="peak of the schedule, per step")
+    weight_decay: float = Field(default=1e-4, ge=0, description="per step")
     freeze: float = Field(
-        0.5, ge=0, le=1, description="share of the steps, counted from the end, in which the ranges stay fixed"
+        default=0.5, ge=0, le=1, description="share of the steps, counted from the end, in which the ranges stay fixed"
     )
 
 
@@ -27,8 +27,6 @@ class QatInputs:
 
     student: Checkpoint
     teacher: Checkpoint | None = None
-
-
 
 
 def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:

@@ -17,13 +17,17 @@ class TrainConfig(TrainingConfig):
     """A network, where its weights come from, and how they are fitted."""
 
     model: ModelConfig
-    epochs: int = Field(0, ge=0, description="passes over the training split; may be 0 with `weights`")
-    weights: str | None = Field(None, description="safetensors or .pt file to start from, relative to the recipe")
-    mean: tuple[float, ...] | None = Field(None, description="per channel, of pixel / 255; default: see `std`")
-    std: tuple[float, ...] | None = Field(
-        None, description="per channel; default: of the training split, or none where weights are brought"
+    epochs: int = Field(default=0, ge=0, description="passes over the training split; may be 0 with `weights`")
+    weights: str | None = Field(
+        default=None, description="safetensors or .pt file to start from, relative to the recipe"
     )
-    classes: tuple[str, ...] | None = Field(None, description="the order of the brought weights' outputs, checked")
+    mean: tuple[float, ...] | None = Field(default=None, description="per channel, of pixel / 255; default: see `std`")
+    std: tuple[float, ...] | None = Field(
+        default=None, description="per channel; default: of the training split, or none where weights are brought"
+    )
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="the order of the brought weights' outputs, checked"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "TrainConfig":

@@ -12,25 +12,27 @@ class TrainingConfig(StageConfig):
     """How weights are fitted; every rate is per step, every fraction in [0, 1]."""
 
     epochs: int = Field(ge=0, description="passes over the training split; 0 only where weights are brought")
-    batch_size: int = Field(128, ge=2, description="samples per step")
-    learning_rate: float = Field(0.1, gt=0, description="peak of the schedule, per step")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is with Nesterov momentum")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; no unit")
-    weight_decay: float = Field(5e-4, ge=0, description="per step, as the optimizer defines it")
-    schedule: Literal["one_cycle", "cosine"] = Field("one_cycle", description="of the learning rate")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label spread over all classes")
-    flip: bool = Field(False, description="mirror half of the images left to right")
-    shift_px: int = Field(0, ge=0, description="largest random shift, pixels, zeros moved in")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
-    threads: int | Literal["auto"] = Field("auto", description="CPU threads; another count gives other weights")
+    batch_size: int = Field(default=128, ge=2, description="samples per step")
+    learning_rate: float = Field(default=0.1, gt=0, description="peak of the schedule, per step")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd is with Nesterov momentum")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; no unit")
+    weight_decay: float = Field(default=5e-4, ge=0, description="per step, as the optimizer defines it")
+    schedule: Literal["one_cycle", "cosine"] = Field(default="one_cycle", description="of the learning rate")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes")
+    flip: bool = Field(default=False, description="mirror half of the images left to right")
+    shift_px: int = Field(default=0, ge=0, description="largest random shift, pixels, zeros moved in")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 where the processor has it"
+    )
+    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; another count gives other weights")
 
 
 class DistillationConfig(TrainingConfig):
     """Training with soft targets beside the labels."""
 
-    temperature: float = Field(4.0, gt=0, description="softening of both logits; no unit")
-    kd_weight: float = Field(0.9, ge=0, le=1, description="share of the soft loss; the rest is the hard loss")
+    temperature: float = Field(default=4.0, gt=0, description="softening of both logits; no unit")
+    kd_weight: float = Field(default=0.9, ge=0, le=1, description="share of the soft loss; the rest is the hard loss")
 
 
 C = TypeVar("C", bound=TrainingConfig)

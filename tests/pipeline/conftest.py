@@ -10,8 +10,13 @@ EPOCHS = {
     "digits.yaml": ["teacher.epochs=2", "student.epochs=3", "qat.epochs=1"],
     "fashion_mnist.yaml": ["teacher.epochs=1", "student.epochs=1", "qat.epochs=1"],
     "ptq.yaml": ["model.epochs=2"],
-    "teacher_assistant.yaml": ["teacher.epochs=2", "assistant.epochs=1", "student.epochs=2", "alone.epochs=1"]
-    + ["qat.epochs=1"],
+    "teacher_assistant.yaml": [
+        "teacher.epochs=2",
+        "assistant.epochs=1",
+        "student.epochs=2",
+        "alone.epochs=1",
+        "qat.epochs=1",
+    ],
     "bring_your_own.yaml": ["student.epochs=2", "qat.epochs=1"],
 }
 QUICK_LATENCY = "{blocks: 3, slot_iterations: 3, slot_ms: 2, warmup_ms: 1}"

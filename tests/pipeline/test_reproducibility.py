@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from compress.artifacts.manifest import Artifact
 from compress.artifacts.store import Store
 
 
@@ -35,8 +36,10 @@ def start(folder: Path, options: list[str]) -> subprocess.Popen[str]:
 
 def digests(folder: Path) -> dict[str, str]:
     """Content digest of every artifact but the measured ones, by key."""
-    store = Store(folder / "artifacts")
-    return {one.manifest.key: one.manifest.digest for one in store.list() if one.manifest.stage != "benchmark"}
+    found = Store(folder / "artifacts").list()
+    assert all(isinstance(one, Artifact) for one in found), "nothing is damaged"
+    manifests = [one.manifest for one in found if isinstance(one, Artifact)]
+    return {manifest.key: manifest.digest for manifest in manifests if manifest.stage != "benchmark"}
 
 
 @pytest.mark.slow

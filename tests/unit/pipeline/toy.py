@@ -14,7 +14,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.artifacts.fingerprint import sha256_file
 from compress.artifacts.manifest import Artifact, Checkpoint, Metric, OnnxModel, Report
 from compress.artifacts.store import Store
 from compress.errors import CompressError, DataError, ModelError
@@ -161,12 +160,12 @@ class Data(BaseModel):
     path: str = "."
 
 
-def data_digests(data, base):
+def data_digests(data, base, hash_file):
     files = {split: base / data.path / f"{split}.txt" for split in ("train", "test")}
     for path in files.values():
         if not path.is_file():
             raise DataError("no data", where=str(path))
-    return {split: sha256_file(path) for split, path in files.items()}
+    return {split: hash_file(path) for split, path in files.items()}
 
 
 class Gates(BaseModel):

@@ -1,0 +1,345 @@
+"""What people get wrong, through the command line: each ends with its exit code and says what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HEAD = """
+name: wrong
+data: {dataset: digits}
+steps:
+  teacher: {stage: train, model: {name: mlp, widths: [8]}, epochs: 1}
+"""
+CHAIN = (
+    HEAD
+    + """
+  float: {stage: export, model: teacher}
+  int8: {stage: calibrate, model: float, samples: 128}
+"""
+)
+IMAGES = """
+name: wrong
+data: {dataset: imagefolder, path: images}
+steps:
+  teacher: {stage: train, model: {name: mlp, widths: [8]}, epochs: 1}
+"""
+OWN = """
+name: wrong
+data: {dataset: digits}
+steps:
+  teacher: {stage: train, model: {name: "net:build"}, epochs: 1}
+  float: {stage: export, model: teacher}
+"""
+
+Recipe = tuple[str, list[str], int, str]  # text, further arguments, exit code, what the message holds
+
+# Refused when the recipe is read, before anything is computed.
+RECIPES: dict[str, Recipe] = {
+    "unknown key": (HEAD.replace("epochs", "epoch"), [], 2, r"unknown key 'epoch'.*did you mean 'epochs'"),
+    "duplicate key": (HEAD + "  teacher: {stage: train}\n", [], 2, r"duplicate key.*teacher|teacher.*twice"),
+    "empty recipe": ("", [], 2, r"the recipe is empty"),
+    "recipe that is a list": ("- a\n- b\n", [], 2, r"a recipe is a mapping, got a list"),
+    "unknown stage": (HEAD.replace("train", "trian"), [], 2, r"unknown stage 'trian'.*'train'"),
+    "role of the wrong kind": (CHAIN.replace("model: float", "model: teacher"), [], 2, r"teacher.*checkpoint"),
+    "ambiguous role": (
+        HEAD
+        + """
+  other: {stage: train, model: {name: mlp, widths: [4]}, epochs: 1}
+  float: {stage: export}
+""",
+        [],
+        2,
+        r"teacher.*other",
+    ),
+    "cycle": (
+        """
+name: wrong
+data: {dataset: digits}
+steps:
+  one: {stage: distill, teacher: two, model: {name: mlp, widths: [8]}, epochs: 1}
+  two: {stage: distill, teacher: one, model: {name: mlp, widths: [8]}, epochs: 1}
+""",
+        [],
+        2,
+        r"cycle",
+    ),
+    "override without a value": (HEAD, ["--set", "seed"], 2, r"seed"),
+    "override of nothing": (HEAD, ["--set", "steps.tutor.epochs=2"], 2, r"tutor"),
+    "batch min above opt": (
+        CHAIN + "  engine: {stage: engine, model: int8, batch: {min: 9, opt: 8, max: 64}}\n",
+        [],
+        2,
+        r"expected min <= opt <= max, got 9, 8, 64",
+    ),
+    "temperature of zero": (
+        HEAD
+        + "  student: {stage: distill, teacher: teacher, model: {name: mlp, widths: [4]}, epochs: 1, temperature: 0}\n",
+        [],
+        2,
+        r"temperature.*greater than 0",
+    ),
+    "two problems at once": (
+        HEAD.replace("epochs", "epoch").replace("digits", "digitz"),
+        [],
+        2,
+        r"(?s)(digitz.*'epoch'|'epoch'.*digitz)",
+    ),
+}
+
+
+@pytest.fixture
+def wrong(cli, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Write a recipe and run it; the store is beside it."""
+
+    def run(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "wrong.yaml").write_text(text)
+        return cli("run", "wrong.yaml", "--store", "store", *arguments, cwd=tmp_path, timeout=300)
+
+    return run
+
+
+def check(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
+    """Exit code, message, and no traceback."""
+    assert done.returncode == code, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_refused_before_any_work(name, wrong, tmp_path):
+    text, arguments, code, message = RECIPES[name]
+
+    check(wrong(text, *arguments), code, message)
+
+    assert not (tmp_path / "store").exists(), "nothing was started"
+
+
+def test_missing_recipe(cli, tmp_path):
+    check(cli("run", "nowhere.yaml", cwd=tmp_path), 2, r"nowhere\.yaml")
+
+
+def test_missing_data(wrong):
+    check(wrong(IMAGES), 5, r"images")
+
+
+def test_store_that_cannot_be_written(wrong, tmp_path):
+    (tmp_path / "store").write_text("a file where the folder should be")
+
+    check(wrong(HEAD), 75, r"store")
+
+
+@pytest.fixture
+def images(root, tmp_path) -> Path:
+    """A copy of the example's images, to be spoiled."""
+    return Path(shutil.copytree(root / "examples" / "bring_your_own" / "images", tmp_path / "images"))
+
+
+def picture(folder: Path) -> Path:
+    """The first picture of a folder."""
+    return sorted(folder.glob("*.png"))[0]
+
+
+def corrupt(images: Path) -> None:
+    path = picture(images / "train" / "0")
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def colour(images: Path) -> None:
+    from PIL import Image
+
+    path = picture(images / "train" / "1")
+    Image.open(path).convert("RGB").save(path)
+
+
+def larger(images: Path) -> None:
+    from PIL import Image
+
+    path = picture(images / "train" / "2")
+    Image.open(path).resize((9, 9)).save(path)
+
+
+def empty_class(images: Path) -> None:
+    for path in (images / "train" / "3").glob("*"):
+        path.unlink()
+
+
+def one_class(images: Path) -> None:
+    for split in ("train", "test"):
+        for label in "123":
+            shutil.rmtree(images / split / label)
+
+
+def leak(images: Path) -> None:
+    shutil.copy(picture(images / "train" / "0"), images / "test" / "0" / "copied.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (corrupt, r"0/.*\.png"),
+        (colour, r"(?s)1/.*\.png|colou?r"),
+        (larger, r"2/.*\.png"),
+        (empty_class, r"3"),
+        (one_class, r"one class|1 class|at least 2"),
+        (leak, r"copied\.png"),
+    ],
+)
+def test_images_that_cannot_be_used(spoil, message, wrong, images):
+    spoil(images)
+
+    check(wrong(IMAGES), 5, message)
+
+
+@pytest.mark.slow
+def test_calibration_set_below_100(wrong):
+    check(wrong(CHAIN.replace("128", "99")), 5, r"99.*100|100.*99")
+
+
+@pytest.mark.slow
+def test_too_few_samples(wrong):
+    check(wrong(CHAIN.replace("digits}", "digits, train_samples: 110}").replace("128", "500")), 5, r"500")
+
+
+@pytest.mark.slow
+def test_weights_of_another_network(wrong, root):
+    weights = root / "examples" / "bring_your_own" / "teacher.safetensors"
+    text = HEAD.replace("epochs: 1", f"weights: {weights}")
+
+    check(wrong(text), 5, r"(?s)missing.*unexpected|unexpected.*missing")
+
+
+@pytest.mark.slow
+def test_teacher_of_other_classes(wrong, root):
+    example = root / "examples" / "bring_your_own"
+    text = f"""
+name: wrong
+data: {{dataset: digits}}
+steps:
+  teacher:
+    stage: train
+    model: {{name: "tiny_net:build", folder: {example}, kwargs: {{width: 16, classes: 4}}}}
+    weights: {example / "teacher.safetensors"}
+"""
+    check(wrong(text), 5, r"4.*10|10.*4")
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite(wrong, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    assert wrong(HEAD).returncode == 0
+    checkpoint = next((tmp_path / "store" / "train").glob("*/weights.safetensors"))
+    weights = {name.removeprefix("net."): value for name, value in load_file(checkpoint).items() if "net." in name}
+    first = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[first] = torch.full_like(weights[first], float("nan"))
+    save_file(weights, tmp_path / "nan.safetensors")
+
+    check(wrong(HEAD.replace("epochs: 1", "weights: nan.safetensors")), 5, rf"(?s){re.escape(first)}|not finite|NaN")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        ("return self.head(image.flatten(1))[:2].reshape(2, self.classes)", r"batch"),
+        ("return self.head(torch.special.i1e(image).flatten(1))", r"(?i)unsupported|i1e"),
+    ],
+    ids=["no dynamic batch", "unsupported operator"],
+)
+def test_networks_that_cannot_be_exported(forward, message, wrong, tmp_path):
+    (tmp_path / "net.py").write_text(f"""
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, image):
+        if self.training or not torch.compiler.is_compiling() and image.shape[0] != 2:
+            return self.head(image.flatten(1))
+        {forward}
+
+
+def build(classes):
+    return Net(classes)
+""")
+    check(wrong(OWN), 5, message)
+
+
+@pytest.mark.slow
+def test_damaged_artifact_is_moved_aside_and_made_again(wrong, tmp_path):
+    assert wrong(CHAIN).returncode == 0
+    weights = next((tmp_path / "store" / "train").glob("*/weights.safetensors"))
+    spoiled = bytearray(weights.read_bytes())
+    spoiled[-1] ^= 1
+    weights.write_bytes(spoiled)
+
+    done = wrong(CHAIN, "--force", "float")
+
+    assert done.returncode == 0, done.stderr
+    assert "damaged" in done.stderr
+    assert list((tmp_path / "store" / "quarantine").iterdir())
+
+
+@pytest.mark.slow
+def test_damaged_artifact_without_the_step_that_makes_it(wrong, tmp_path):
+    assert wrong(CHAIN).returncode == 0
+    weights = next((tmp_path / "store" / "train").glob("*/weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    check(wrong(CHAIN, "--only", "float", "--force", "float"), 6, r"teacher")
+
+
+@pytest.mark.slow
+def test_full_disk(tmp_path, root):
+    """A file system of 256 KiB cannot hold the first artifact's draft."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root and CAP_SYS_ADMIN")
+    try:
+        (tmp_path / "wrong.yaml").write_text(HEAD.replace("[8]", "[4096]"))
+        command = [sys.executable, "-m", "compress", "run", "wrong.yaml", "--store", str(small)]
+        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300)
+        check(done, 75, r"(?i)disk|space")
+        assert not list(small.glob("train/*/manifest.json"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c(tmp_path):
+    (tmp_path / "wrong.yaml").write_text(HEAD.replace("epochs: 1", "epochs: 5000"))
+    command = [sys.executable, "-m", "compress", "run", "wrong.yaml", "--store", "store"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "store" / "runs"
+    deadline = time.monotonic() + 60
+    while not runs.is_dir() or not list(runs.glob("*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(2)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 130, errors
+    assert time.monotonic() - sent < 10
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "store").glob("train/*/manifest.json"))
