@@ -45,12 +45,12 @@ Recipe = tuple[str, list[str], int, str]  # text, further arguments, exit code, 
 
 # Refused when the recipe is read, before anything is computed.
 RECIPES: dict[str, Recipe] = {
-    "unknown key": (HEAD.replace("epochs", "epoch"), [], 2, r"unknown key 'epoch'.*did you mean 'epochs'"),
+    "unknown key": (HEAD.replace("epochs", "epoch"), [], 2, r"unknown key 'epoch'; nearest: 'epochs'"),
     "duplicate key": (HEAD + "  teacher: {stage: train}\n", [], 2, r"duplicate key.*teacher|teacher.*twice"),
     "empty recipe": ("", [], 2, r"the recipe is empty"),
     "recipe that is a list": ("- a\n- b\n", [], 2, r"a recipe is a mapping, got a list"),
     "unknown stage": (HEAD.replace("train", "trian"), [], 2, r"unknown stage 'trian'.*'train'"),
-    "role of the wrong kind": (CHAIN.replace("model: float", "model: teacher"), [], 2, r"teacher.*checkpoint"),
+    "role of the wrong kind": (CHAIN.replace("model: float", "model: teacher"), [], 2, r"takes OnnxModel, but step 'teacher' makes Checkpoint"),
     "ambiguous role": (
         HEAD
         + """
@@ -132,10 +132,17 @@ def test_missing_data(wrong):
     check(wrong(IMAGES), 5, r"images")
 
 
-def test_store_that_cannot_be_written(wrong, tmp_path):
+def test_store_that_cannot_be_written(cli, tmp_path):
+    (tmp_path / "wrong.yaml").write_text(HEAD)
+
+    # Not even root can make a folder there, and chmod would not stop root.
+    check(cli("run", "wrong.yaml", "--store", "/sys/store", cwd=tmp_path), 75, r"(?s)cannot be written.*/sys/store")
+
+
+def test_store_that_is_a_file(wrong, tmp_path):
     (tmp_path / "store").write_text("a file where the folder should be")
 
-    check(wrong(HEAD), 75, r"store")
+    check(wrong(HEAD), 2, r"the store must be a folder, got the file store")
 
 
 @pytest.fixture
