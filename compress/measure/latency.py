@@ -23,6 +23,10 @@ WARMUP_MS = 2000.0
 P99_SAMPLES = 1000
 
 
+def _ignore() -> None:
+    """Do nothing after a block."""
+
+
 @dataclass(frozen=True)
 class LatencySamples:
     """All that one variant's calls took.
@@ -68,6 +72,7 @@ def measure_interleaved(
     warmup_ms: float = WARMUP_MS,
     seed: int = 0,
     clock: Clock = time.perf_counter_ns,
+    on_block: Callable[[], object] = _ignore,
 ) -> dict[str, LatencySamples]:
     """Time every variant in every block, in random order.
 
@@ -83,6 +88,7 @@ def measure_interleaved(
         warmup_ms: least warm-up of each variant, milliseconds.
         seed: of the order.
         clock: nanoseconds, monotonic.
+        on_block: called after each block, outside of everything that is timed.
 
     Returns:
         Variant -> samples, in the order of `calls`.
@@ -113,6 +119,7 @@ def measure_interleaved(
             logs[name].append(math.log(median))
         for name, values in logs.items():
             block_ms[name].append(math.exp(math.fsum(values) / len(values)))
+        on_block()
     return {name: LatencySamples(tuple(samples[name]), tuple(block_ms[name])) for name in calls}
 
 
@@ -126,6 +133,7 @@ def measure_stable(
     warmup_ms: float = WARMUP_MS,
     seed: int = 0,
     clock: Clock = time.perf_counter_ns,
+    on_block: Callable[[], object] = _ignore,
 ) -> Measurement:
     """`measure_interleaved`, and once more where a variant drifted; the second measurement stands either way.
 
@@ -147,6 +155,7 @@ def measure_stable(
             warmup_ms=warmup_ms,
             seed=seed + attempt,
             clock=clock,
+            on_block=on_block,
         )
         trends = {name: drift(taken.block_ms) for name, taken in samples.items()}
         unstable = any(trend.unstable for trend in trends.values())

@@ -1,5 +1,6 @@
 """`benchmark`: every variant on the same test images and in the same interleaved blocks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +15,12 @@ from compress.artifacts.manifest import (
     QuantizedOnnx,
     Report,
 )
+from compress.errors import ModelError
+from compress.log import progress
 from compress.pipeline.machine import FACTS, library_version, resolve_device, resolve_threads
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
 from compress.stages.contract import INPUT, network_input
-from compress.stages.ladder import edges_to
+from compress.stages.ladder import edges_to, find, line_of, parent_of
 from compress.stages.variants import Runnable, runnable_from_artifact
 
 if TYPE_CHECKING:
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
     from compress.measure.latency import Measurement
     from compress.report.document import Lineage, ReportDocument
 
-LIBRARIES = ("torch", "onnx", "onnxruntime", "tensorrt-rtx-cu13", "tensorrt", "numpy")
+LIBRARIES = (
+    *("torch", "torchao", "onnx", "onnxruntime", "tensorrt-rtx-cu13", "tensorrt", "pycuda"),
+    *("numpy", "scipy", "pillow", "scikit-learn"),
+)
 MACHINE = ("cpu", "threads", "gpu", "driver")
 
 
@@ -77,6 +83,7 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
     test = dataset.test
     listed = [inputs.reference, *inputs.variants, *([inputs.float_twin] if inputs.float_twin else [])]
     variants = list({artifact.step: artifact for artifact in listed}.values())
+    _check_float_twin(inputs)
     edges = edges_to(variants, inputs.ancestors)
     assert isinstance(config.threads, int), "resolve replaces auto"
     runnables = {
@@ -107,7 +114,7 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
         variants=[variant_from(runnables[one.step], evidence) for one in variants],
         ladder=[hop_from(edge, evidence) for edge in edges],
         environment=_environment(config),
-        lineage=[_lineage(edge.child) for edge in edges],
+        lineage=[_lineage(edge.child, inputs.ancestors) for edge in edges],
     )
     (workspace.path / "report.json").write_bytes(report_json(document))
     _write_samples(workspace, test, logits, timings)
@@ -115,6 +122,31 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
         if one.session:
             one.session.close()
     return _metrics(document, workspace)
+
+
+def _check_float_twin(inputs: BenchmarkInputs) -> None:
+    """Refuse a twin that is no float form of the model that the quantized variants were made from.
+
+    Raises:
+        ModelError: the twin is quantized itself, or comes from another checkpoint.
+    """
+    twin = inputs.float_twin
+    if twin is None:
+        return
+    if twin.manifest.quantization is not None:
+        raise ModelError(
+            f"the float twin {twin.step!r} is quantized, expected the export of the model before quantization",
+            hint="name an `export` step of the float checkpoint as float_twin",
+        )
+    everything = {**inputs.ancestors, **{one.step: one for one in inputs.variants}}
+    source = parent_of(twin, everything)
+    for variant in inputs.variants:
+        quantized = variant.manifest.quantization is not None
+        if quantized and source is not None and source not in line_of(variant, everything):
+            raise ModelError(
+                f"the float twin {twin.step!r} is made from {source.step!r}, and {variant.step!r} is not",
+                hint="compare int8 with the export of the checkpoint that it was quantized from",
+            )
 
 
 def _time(
@@ -131,19 +163,21 @@ def _time(
     from compress.measure.latency import measure_stable
 
     feed = {INPUT: np.resize(images, (batch, *images.shape[1:]))}
-    sessions = {one.step: runnables[one.step].session for one in variants}
+    sessions = {one.step: runnables[one.step].session for one in variants if runnables[one.step].takes(batch)}
     calls = {name: (lambda s=session: s.run(feed)) for name, session in sessions.items() if session}
-    return measure_stable(
-        calls,
-        blocks=config.latency.blocks,
-        slot_iterations=config.latency.slot_iterations,
-        slot_ms=config.latency.slot_ms,
-        warmup_ms=config.latency.warmup_ms,
-        seed=workspace.seed,
-    )
+    with progress(f"latency at batch {batch}", config.latency.blocks, "blocks") as bar:
+        return measure_stable(
+            calls,
+            blocks=config.latency.blocks,
+            slot_iterations=config.latency.slot_iterations,
+            slot_ms=config.latency.slot_ms,
+            warmup_ms=config.latency.warmup_ms,
+            seed=workspace.seed,
+            on_block=bar.advance,
+        )
 
 
-def _lineage(artifact: Artifact) -> "Lineage":
+def _lineage(artifact: Artifact, ancestors: Mapping[str, Artifact]) -> "Lineage":
     from compress.report.document import Lineage
 
     manifest = artifact.manifest
@@ -153,7 +187,10 @@ def _lineage(artifact: Artifact) -> "Lineage":
         kind=manifest.kind,
         key=manifest.key,
         digest=manifest.digest,
-        inputs={role: [ref.step for ref in refs] for role, refs in manifest.inputs.items()},
+        inputs={
+            role: [found.step for ref in refs if (found := find(ref, ancestors))]
+            for role, refs in manifest.inputs.items()
+        },
     )
 
 

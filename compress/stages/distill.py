@@ -3,14 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from compress.artifacts.manifest import Checkpoint
+from compress.errors import ModelError
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import LIBRARIES, check_fits, load_teachers, settings_from_config, write_checkpoint
+from compress.stages.fitting import (
+    LIBRARIES,
+    check_fits,
+    describe_network,
+    load_teachers,
+    settings_from_config,
+    write_checkpoint,
+)
 from compress.stages.training_config import DistillationConfig, resolve_training
+
+if TYPE_CHECKING:
+    from compress.training.checkpoint import CheckpointDescription
 
 
 class DistillConfig(DistillationConfig):
@@ -35,6 +47,10 @@ def source_files(config: DistillConfig, base: Path) -> Sequence[Path]:
     return catalogue.source_files(config.model, base)
 
 
+def _network(description: "CheckpointDescription") -> str:
+    return f"{dict(description.model)}" + (" with fake-quant" if description.scheme else "")
+
+
 def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> Metrics:
     """Fit the student to the softened logits of the teachers, averaged, and to the labels."""
     import torch
@@ -42,7 +58,7 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     from compress.data.datasets import load_dataset
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
-    from compress.training.checkpoint import CheckpointDescription, load_checkpoint
+    from compress.training.checkpoint import load_checkpoint
     from compress.training.loop import fit
     from compress.training.objectives import distillation_objective
     from compress.training.teacher import TeacherLogits
@@ -58,20 +74,20 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
         mean, std = initial.description.mean, initial.description.std
     module = Normalized(net, mean, std)
     check_model(module, data.image_shape, len(data.classes))
+    description = describe_network(config.model, data, mean, std, workspace.base)
     if inputs.student:
+        if initial.description.scheme or initial.description.model != description.model:
+            raise ModelError(
+                f"step {inputs.student.step!r} cannot be the initial student: its network is "
+                f"{_network(initial.description)}, this step's is {_network(description)}",
+                hint="give both steps the same `model:`, or leave `student:` out to start from random weights",
+            )
         module.load_state_dict(initial.module.state_dict())
     settings = settings_from_config(config, workspace.seed)
     teaching = TeacherLogits([one.module for one in teachers], settings, data.train)
     objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
     fitted = fit(module, objective, data.train, data.validation, settings)
     workspace.notes.append(teaching.describe())
-    description = CheckpointDescription(
-        model=config.model.model_dump(mode="json"),
-        image_shape=data.image_shape,
-        classes=data.classes,
-        mean=tuple(mean),
-        std=tuple(std),
-    )
     return write_checkpoint(workspace, module, description, data, fitted)
 
 

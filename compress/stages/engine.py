@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compress.artifacts.manifest import Engine, Metric, OnnxModel, QuantizedOnnx
+from compress.log import get_logger
+from compress.pipeline.machine import FACTS
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
 from compress.stages.contract import INPUT
 
@@ -29,6 +31,9 @@ class EngineConfig(StageConfig):
 
     backend: Literal["tensorrt_rtx", "tensorrt"] = "tensorrt_rtx"
     batch: BatchRange = BatchRange()
+    target: str = Field(
+        default="auto", description="compute capability of the GPUs, or portable; auto: this GPU's for tensorrt"
+    )
     timeout_s: float = Field(default=900, gt=0, description="of the build, seconds")
     workspace_bytes: int | None = Field(
         default=None, gt=0, description="scratch memory of the builder; None: its default"
@@ -40,6 +45,18 @@ class EngineInputs:
     """The graph that is built; of a quantized one the signed file."""
 
     model: OnnxModel | QuantizedOnnx
+
+
+def resolve(config: EngineConfig) -> EngineConfig:
+    """Say which GPUs the plan is for: it cannot be told apart from another one by its other settings."""
+    if config.target != "auto":
+        return config
+    portable = config.backend == "tensorrt_rtx"
+    return config.model_copy(update={"target": "portable" if portable else str(FACTS["compute_capability"]())})
+
+
+def _float_layers(model: OnnxModel | QuantizedOnnx) -> tuple[str, ...]:
+    return model.manifest.quantization.float_layers if model.manifest.quantization else ()
 
 
 def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Metrics:
@@ -66,6 +83,10 @@ def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Met
     if operands is None:
         workspace.notes.append(f"{config.backend} plans do not tell their operand types without a GPU")
         return metrics
+    floats = sorted(set(operands["float_nodes"]) - set(_float_layers(inputs.model)))
+    if isinstance(inputs.model, QuantizedOnnx) and floats:
+        get_logger(__name__).warning("%s: quantized layers that run in float: %s", workspace.step, ", ".join(floats))
+        workspace.notes.append(f"quantized layers that run in float: {', '.join(floats)}")
     for kind in ("convolutions", "gemms"):
         int8, total = operands[kind]["int8"], operands[kind]["total"]
         workspace.notes.append(f"{int8} of {total} {kind} have int8 operands")
@@ -84,4 +105,5 @@ ENGINE = Stage(
     output=Engine,
     libraries=("onnx", "tensorrt-rtx-cu13", "tensorrt"),
     run=run,
+    resolve=resolve,
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compress.artifacts.manifest import Artifact, Kind
 from compress.report.document import Hop, Variant
-from compress.stages.ladder import Edge, parent_of
+from compress.stages.ladder import Edge, line_of
 from compress.stages.variants import Runnable
 
 if TYPE_CHECKING:
@@ -81,13 +81,10 @@ def hop_from(edge: Edge, evidence: Evidence) -> Hop:
 
 
 def parameters_of(artifact: Artifact, ancestors: Mapping[str, Artifact]) -> int | None:
-    """Parameters of the network that an artifact was made from: of the nearest float checkpoint above it."""
-    by_key = {one.manifest.key: one for one in ancestors.values()}
-    found: Artifact | None = artifact
-    while found is not None:
-        if found.manifest.kind is Kind.CHECKPOINT:
-            for metric in found.manifest.metrics:
+    """Parameters of the network that an artifact was made from: of the nearest checkpoint above it."""
+    for one in line_of(artifact, ancestors):
+        if one.manifest.kind is Kind.CHECKPOINT:
+            for metric in one.manifest.metrics:
                 if metric.name == "parameters":
                     return int(metric.value)
-        found = parent_of(found, by_key)
     return None

@@ -1,10 +1,14 @@
 """What `train`, `distill` and `qat` do alike: load data, build settings, fit, write a checkpoint."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.manifest import Checkpoint, Metric
 from compress.errors import ModelError
+from compress.models.config import ModelConfig
+from compress.pipeline.keys import name_sources
 from compress.pipeline.stage import Workspace
 from compress.stages.contract import image_tensors
 from compress.stages.training_config import TrainingConfig
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     from compress.training.loop import FitResult, TrainSettings
 
 PROBE_IMAGES = 8
-LIBRARIES = ("torch", "torchao", "lightning-fabric", "safetensors", "numpy", "scikit-learn")
+LIBRARIES = ("torch", "torchao", "lightning-fabric", "safetensors", "numpy", "scikit-learn", "pillow")
 
 
 def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
@@ -37,6 +41,27 @@ def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
         threads=config.threads,
         seed=seed,
         augmentation=Augmentation(flip=config.flip, shift_px=config.shift_px),
+    )
+
+
+def describe_network(
+    model: ModelConfig, data: "Dataset", mean: Sequence[float], std: Sequence[float], base: Path
+) -> "CheckpointDescription":
+    """What rebuilds a network: its `model:` entry, with a folder relative to the recipe's, and its code's digests."""
+    from compress.artifacts.fingerprint import sha256_file
+    from compress.models.catalogue import source_files
+    from compress.training.checkpoint import CheckpointDescription
+
+    entry = model.model_dump(mode="json")
+    if entry.get("folder"):
+        entry["folder"] = Path(os.path.relpath(base / entry["folder"], base)).as_posix()
+    return CheckpointDescription(
+        model=entry,
+        image_shape=data.image_shape,
+        classes=data.classes,
+        mean=tuple(mean),
+        std=tuple(std),
+        sources={name: sha256_file(path) for name, path in name_sources(source_files(model, base), base).items()},
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from compress.artifacts.manifest import Checkpoint, Quantization
+from compress.errors import ModelError
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.stages.fitting import LIBRARIES, check_fits, load_teachers, settings_from_config, write_checkpoint
 from compress.stages.training_config import DistillationConfig, resolve_training
@@ -43,6 +44,11 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     data = load_dataset(workspace.data, workspace.base)
     student = load_checkpoint(inputs.student.path, workspace.base)
     check_fits(student.description, data, f"step {inputs.student.step!r}")
+    if student.description.scheme:
+        raise ModelError(
+            f"step {inputs.student.step!r} has fake-quant already, expected a float checkpoint",
+            hint="name the step before it as `student:`, with more epochs here",
+        )
     torch.manual_seed(workspace.seed)
     settings = replace(settings_from_config(config, workspace.seed), freeze=config.freeze)
     prepared = prepare_qat(student.module, torch.zeros(2, *data.image_shape))

@@ -1,7 +1,7 @@
 """`train`: a network learns from labels, or brings the weights that the user trained elsewhere."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from compress.artifacts.manifest import Checkpoint
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import LIBRARIES, settings_from_config, write_checkpoint
+from compress.stages.fitting import LIBRARIES, check_fits, describe_network, settings_from_config, write_checkpoint
 from compress.stages.training_config import TrainingConfig, resolve_training
 
 
@@ -59,8 +59,6 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.models.pretrained import load_weights
-    from compress.stages.fitting import check_fits
-    from compress.training.checkpoint import CheckpointDescription
     from compress.training.loop import fit
     from compress.training.objectives import hard_objective
 
@@ -78,13 +76,9 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
         mean, std = data.train.channel_statistics()
     module = Normalized(net, mean, std)
     check_model(module, data.image_shape, len(data.classes))
-    description = CheckpointDescription(
-        model=config.model.model_dump(mode="json"),
-        image_shape=data.image_shape,
-        classes=config.classes or data.classes,
-        mean=tuple(mean),
-        std=tuple(std),
-    )
+    description = describe_network(config.model, data, mean, std, workspace.base)
+    if config.classes:
+        description = replace(description, classes=config.classes)
     check_fits(description, data, f"step {workspace.step!r}")
     fitted = None
     if config.epochs:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from compress.artifacts.manifest import Artifact, Checkpoint, Engine, OnnxModel, QuantizedOnnx
 from compress.errors import UnavailableError
+from compress.log import progress
 from compress.stages.contract import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -19,21 +20,37 @@ EVALUATION_BATCH = 250
 
 @dataclass(frozen=True)
 class Runnable:
-    """One variant's session, or the reason for having none; `label` says what runs it and where."""
+    """One variant's session, or the reason for having none.
+
+    `label` says what runs it and where; `smallest` and `largest` are the batch sizes that it takes, in samples.
+    """
 
     artifact: Artifact
     file: Path
     label: str
     session: "Session | None"
     reason: str | None = None
+    smallest: int = 1
+    largest: int | None = None
+
+    def takes(self, batch: int) -> bool:
+        """Whether it runs here, and with that batch size."""
+        return self.session is not None and self.smallest <= batch <= (self.largest or batch)
 
     def logits(self, images: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Run all images, (n, channels, height, width) in [0, 1], in batches; returns (n, classes)."""
         import numpy as np
 
         assert self.session is not None
-        starts = range(0, len(images), EVALUATION_BATCH)
-        parts = [self.session.run({INPUT: images[start : start + EVALUATION_BATCH]})[OUTPUT] for start in starts]
+        size = min(EVALUATION_BATCH, self.largest or EVALUATION_BATCH)
+        parts: list[NDArray[np.float32]] = []
+        with progress(f"{self.artifact.step}: test images", len(images), "images") as bar:
+            for start in range(0, len(images), size):
+                chunk = images[start : start + size]
+                # A last batch below the engine's smallest one is filled up, and the filling's answers are dropped.
+                fed = np.resize(chunk, (max(len(chunk), self.smallest), *chunk.shape[1:]))
+                parts.append(self.session.run({INPUT: fed})[OUTPUT][: len(chunk)])
+                bar.advance(len(chunk))
         return np.concatenate(parts)
 
 
@@ -61,7 +78,9 @@ def runnable_from_artifact(artifact: Artifact, base: Path, *, device: str, threa
     file, backend = artifact.path / "model.plan", artifact.manifest.config["backend"]
     if reason := why_not(backend):
         return Runnable(artifact, file, f"{backend} cuda", None, reason)
+    batch = artifact.manifest.config["batch"]
     try:
-        return Runnable(artifact, file, f"{backend} cuda", TensorRTSession.load(file))
+        session = TensorRTSession.load(file)
+        return Runnable(artifact, file, f"{backend} cuda", session, smallest=batch["min"], largest=batch["max"])
     except UnavailableError as error:
         return Runnable(artifact, file, f"{backend} cuda", None, error.message)

@@ -44,7 +44,7 @@ class CheckpointDescription:
         mean: per channel, of pixel / 255; subtracted inside the network.
         std: per channel, of pixel / 255, > 0; divides inside the network.
         scheme: None for a float network, else what `scheme_description` gave.
-        training: summary for people, JSON values.
+        sources: SHA-256 of the user's code files by name, so that a checkpoint changes with the code that rebuilds it.
     """
 
     model: Mapping[str, Any]
@@ -53,7 +53,7 @@ class CheckpointDescription:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scheme: Mapping[str, Any] | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,12 @@ RECIPES: dict[str, Recipe] = {
     "empty recipe": ("", [], 2, r"the recipe is empty"),
     "recipe that is a list": ("- a\n- b\n", [], 2, r"a recipe is a mapping, got a list"),
     "unknown stage": (HEAD.replace("train", "trian"), [], 2, r"unknown stage 'trian'.*'train'"),
-    "role of the wrong kind": (CHAIN.replace("model: float", "model: teacher"), [], 2, r"takes OnnxModel, but step 'teacher' makes Checkpoint"),
+    "role of the wrong kind": (
+        CHAIN.replace("model: float", "model: teacher"),
+        [],
+        2,
+        r"takes OnnxModel, but step 'teacher' makes Checkpoint",
+    ),
     "ambiguous role": (
         HEAD
         + """

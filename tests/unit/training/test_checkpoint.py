@@ -22,7 +22,12 @@ from compress.training.checkpoint import CheckpointDescription, load_checkpoint,
 
 MODEL = {"name": "resnet", "widths": [4, 8]}
 FLOAT = CheckpointDescription(
-    model=MODEL, image_shape=(1, 8, 8), classes=("a", "b", "c", "d"), mean=(0.3,), std=(0.2,), training={"epochs": 3}
+    model=MODEL,
+    image_shape=(1, 8, 8),
+    classes=("a", "b", "c", "d"),
+    mean=(0.3,),
+    std=(0.2,),
+    sources={"net.py": "0" * 64},
 )
 QAT = replace(FLOAT, scheme=scheme_description())
 FILES = ["checkpoint.json", "history.json", "probe.safetensors", "weights.safetensors"]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compress.artifacts.manifest import Kind
+from compress.engines.availability import why_not
+from compress.stages.contract import INPUT, OUTPUT
+from compress.stages.variants import EVALUATION_BATCH, Runnable, runnable_from_artifact
+
+
+class Sum:
+    """A session with an engine's limits: sums the pixels of each image, refuses batches outside its profile."""
+
+    def __init__(self, smallest, largest):
+        self.smallest, self.largest, self.batches = smallest, largest, []
+
+    def run(self, inputs):
+        images = inputs[INPUT]
+        assert self.smallest <= len(images) <= self.largest
+        self.batches.append(len(images))
+        return {OUTPUT: images.sum(axis=(2, 3))}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def runnable(make):
+    def build(smallest, largest):
+        session = Sum(smallest, largest)
+        artifact = make("engine", Kind.ENGINE)
+        return session, Runnable(artifact, Path(), "sum", session, smallest=smallest, largest=largest)  # type: ignore[arg-type]
+
+    return build
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(1, 64), (8, 64), (1, 1), (300, 1000)])
+def test_all_images_are_answered_within_the_profile(runnable, smallest, largest):
+    session, one = runnable(smallest, largest)
+    images = np.random.default_rng(0).random((130, 1, 4, 4), dtype=np.float32)
+
+    got = one.logits(images)
+
+    np.testing.assert_array_equal(got, images.sum(axis=(2, 3)))
+    assert max(session.batches) <= max(largest, EVALUATION_BATCH)
+
+
+def test_a_batch_outside_the_profile_is_not_taken(runnable):
+    _, one = runnable(4, 64)
+
+    assert [one.takes(batch) for batch in (1, 4, 64, 65)] == [False, True, True, False]
+
+
+def test_what_cannot_run_takes_no_batch(make):
+    assert not Runnable(make("engine", Kind.ENGINE), Path(), "x", None, "no NVIDIA driver").takes(1)
+
+
+@pytest.mark.skipif(why_not("tensorrt_rtx") is None, reason="an engine can run here")
+def test_an_engine_that_cannot_run_keeps_its_reason(make):
+    engine = make("engine", Kind.ENGINE, config={"backend": "tensorrt_rtx", "batch": {"min": 1, "opt": 8, "max": 64}})
+
+    one = runnable_from_artifact(engine, Path(), device="cpu", threads=1)
+
+    assert one.session is None
+    assert one.reason == why_not("tensorrt_rtx")
