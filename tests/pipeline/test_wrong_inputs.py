@@ -64,7 +64,7 @@ RECIPES: dict[str, Recipe] = {
 """,
         [],
         2,
-        r"teacher.*other",
+        r"model is ambiguous; name one of the candidates: teacher, other",
     ),
     "cycle": (
         """
@@ -76,10 +76,10 @@ steps:
 """,
         [],
         2,
-        r"cycle",
+        r"a cycle: (one <- two <- one|two <- one <- two)",
     ),
-    "override without a value": (HEAD, ["--set", "seed"], 2, r"seed"),
-    "override of nothing": (HEAD, ["--set", "steps.tutor.epochs=2"], 2, r"tutor"),
+    "override without a value": (HEAD, ["--set", "seed"], 2, r"--set seed: expected PATH=VALUE"),
+    "override of nothing": (HEAD, ["--set", "steps.tutor.epochs=2"], 2, r"the recipe has no step 'tutor'"),
     "batch min above opt": (
         CHAIN + "  engine: {stage: engine, model: int8, batch: {min: 9, opt: 8, max: 64}}\n",
         [],
@@ -134,7 +134,7 @@ def test_missing_recipe(cli, tmp_path):
 
 
 def test_missing_data(wrong):
-    check(wrong(IMAGES), 5, r"images")
+    check(wrong(IMAGES), 5, r"missing folder .*images")
 
 
 def test_store_that_cannot_be_written(cli, tmp_path):
@@ -199,12 +199,12 @@ def leak(images: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (corrupt, r"0/.*\.png"),
-        (colour, r"(?s)1/.*\.png|colou?r"),
-        (larger, r"2/.*\.png"),
-        (empty_class, r"3"),
-        (one_class, r"one class|1 class|at least 2"),
-        (leak, r"copied\.png"),
+        (corrupt, r"(?s)corrupt image: .*train/0/\S+\.png"),
+        (colour, r"mixed grey and colour: train/1/\S+ is colour, expected grey like train/0/"),
+        (larger, r"wrong shape: train/2/\S+ is 9x9, expected 8x8 like"),
+        (empty_class, r"empty class folder train/3"),
+        (one_class, r"one class only: .*expected at least 2 class folders"),
+        (leak, r"same image in .*test/0/copied\.png|same image in .*copied\.png and"),
     ],
 )
 def test_images_that_cannot_be_used(spoil, message, wrong, images):
@@ -215,12 +215,16 @@ def test_images_that_cannot_be_used(spoil, message, wrong, images):
 
 @pytest.mark.slow
 def test_calibration_set_below_100(wrong):
-    check(wrong(CHAIN.replace("128", "99")), 5, r"99.*100|100.*99")
+    check(wrong(CHAIN.replace("128", "99")), 5, r"calibration set too small: got 99 samples, expected at least 100")
 
 
 @pytest.mark.slow
 def test_too_few_samples(wrong):
-    check(wrong(CHAIN.replace("digits}", "digits, train_samples: 110}").replace("128", "500")), 5, r"500")
+    check(
+        wrong(CHAIN.replace("digits}", "digits, train_samples: 110}").replace("128", "500")),
+        5,
+        r"too few samples: the calibration set needs 500, train has",
+    )
 
 
 @pytest.mark.slow
@@ -243,7 +247,7 @@ steps:
     model: {{name: "tiny_net:build", folder: {example}, kwargs: {{width: 16, classes: 4}}}}
     weights: {example / "teacher.safetensors"}
 """
-    check(wrong(text), 5, r"4.*10|10.*4")
+    check(wrong(text), 5, r"10 classes|\(2, 10\)")
 
 
 @pytest.mark.slow
@@ -258,15 +262,18 @@ def test_weights_that_are_not_finite(wrong, tmp_path):
     weights[first] = torch.full_like(weights[first], float("nan"))
     save_file(weights, tmp_path / "nan.safetensors")
 
-    check(wrong(HEAD.replace("epochs: 1", "weights: nan.safetensors")), 5, rf"(?s){re.escape(first)}|not finite|NaN")
+    check(wrong(HEAD.replace("epochs: 1", "weights: nan.safetensors")), 5, rf"NaN or infinite weights in .*{re.escape(first)}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        ("return self.head(image.flatten(1))[:2].reshape(2, self.classes)", r"batch"),
-        ("return self.head(torch.special.i1e(image).flatten(1))", r"(?i)unsupported|i1e"),
+        ("return self.head(image.flatten(1))[:2].reshape(2, self.classes)", r"has no dynamic batch axis"),
+        (
+            "return self.head(torch.special.i1e(image).flatten(1))",
+            r"No ONNX form for 1 operator\(s\): prims\.bessel_i1e",
+        ),
     ],
     ids=["no dynamic batch", "unsupported operator"],
 )
@@ -315,7 +322,11 @@ def test_damaged_artifact_without_the_step_that_makes_it(wrong, tmp_path):
     weights = next((tmp_path / "store" / "train").glob("*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
 
-    check(wrong(CHAIN, "--only", "float", "--force", "float"), 6, r"teacher")
+    check(
+        wrong(CHAIN, "--only", "float", "--force", "float"),
+        6,
+        r"(?s)damaged.*weights\.safetensors.*teacher|teacher.*damaged",
+    )
 
 
 @pytest.mark.slow
