@@ -10,27 +10,16 @@ given, so the time is that of a first run; nothing else should run on the machin
 from __future__ import annotations
 
 import argparse
-import json
-import operator
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from promises import RESULTS, ROOT, compress, promise, write_result
+
 RECIPE = ROOT / "pipelines" / "fashion_mnist.yaml"
 MINUTES = 40.0
-
-
-def compress(*arguments: str) -> Any:
-    """Run the command line tool and return the JSON document that it prints."""
-    command = [sys.executable, "-m", "compress", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if not done.stdout.strip():
-        sys.exit(f"{' '.join(command)} exited {done.returncode}:\n{done.stderr}")
-    return json.loads(done.stdout)
 
 
 def promises(report: dict[str, Any], wall_s: float) -> list[dict[str, Any]]:
@@ -48,19 +37,14 @@ def promises(report: dict[str, Any], wall_s: float) -> list[dict[str, Any]]:
         ("speed-up over the float twin at batch 32, lower end of the 95 % interval", 1 / ratio[32]["high"], ">", 1.3),
         ("speed-up over the float twin at batch 1", 1 / ratio[1]["ratio"], "reported", None),
     ]
-    compare = {"<=": operator.le, ">=": operator.ge, ">": operator.gt}
-    return [
-        {"what": what, "value": value, "is": sign, "limit": limit}
-        | ({"met": compare[sign](value, limit)} if limit is not None else {})
-        for what, value, sign, limit in rows
-    ]
+    return [promise(*row) for row in rows]
 
 
 def main() -> int:
     """Run, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "fashion_mnist.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "fashion_mnist.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = str(options.store or Path(scratch) / "artifacts")
@@ -78,12 +62,7 @@ def main() -> int:
         "promises": promises(report, wall_s),
         "report": report,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    for row in result["promises"]:
-        mark = {True: "met", False: "NOT MET", None: "reported"}[row.get("met")]
-        print(f"{mark:9} {row['what']}: {row['value']:.4f} ({row['is']} {row['limit'] or ''})")
-    return 0 if all(row.get("met", True) for row in result["promises"]) else 3
+    return write_result(options.output, result)
 
 
 if __name__ == "__main__":

@@ -119,18 +119,19 @@ class FileHashes:
             return
         self._memo.parent.mkdir(parents=True, exist_ok=True)
         draft = self._memo.with_name(f"{self._memo.name}.{os.getpid()}")
-        draft.write_bytes(canonical_json(self._entries))
-        draft.replace(self._memo)
+        try:
+            draft.write_bytes(canonical_json(self._entries))
+            draft.replace(self._memo)
+        finally:
+            draft.unlink(missing_ok=True)
         self._changed = False
 
 
 def _read_memo(path: Path) -> dict[str, list[Any]]:
     try:
         stored = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        return {}  # only a memo: damaged, it is worth no more than an empty one
+    except (OSError, ValueError):
+        return {}  # only a memo: missing, unreadable or damaged, it is worth no more than an empty one
     if not isinstance(stored, dict):
         return {}
     entries = cast("dict[str, Any]", stored)

@@ -357,3 +357,12 @@ class Store:
     def hashes(self, *, rehash: bool = False) -> FileHashes:
         """The memo of hashes of files outside the store; see `FileHashes`."""
         return FileHashes(self.root / ".hashes.json", rehash=rehash)
+
+    def remember(self, hashes: FileHashes) -> None:
+        """Save what `hashes` returned, for the next run.
+
+        Raises:
+            TryAgainError: the store cannot be written.
+        """
+        with store_writes(self.root):
+            hashes.save()

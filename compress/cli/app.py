@@ -13,7 +13,7 @@ import typer.main
 
 from compress import __version__, log
 from compress.cli import process
-from compress.errors import EXIT_OK
+from compress.errors import EXIT_OK, UsageError
 
 # Rich help and pretty tracebacks would double the start-up time, and a traceback is for us, not for the user.
 app = typer.Typer(
@@ -136,22 +136,32 @@ def show(
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run id; `compress ls` lists them.")],
-    format: Annotated[ReportFormat, typer.Option(help="For people, programs or pull requests.")] = ReportFormat.TABLE,
+    format: Annotated[
+        ReportFormat | None, typer.Option(help="For people, programs or pull requests; default: table.")
+    ] = None,
     output: Output = None,
     store: StoreOption = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Print a run's benchmark with the verdicts of its gates."""
     from compress.cli.reporting import print_report
 
-    log.configure(json=format is ReportFormat.JSON)
-    print_report(run, format.value, output, store)
+    if json and format not in (None, ReportFormat.JSON):
+        raise UsageError(f"--json and --format {format.value} contradict each other", hint="give one of them")
+    form = ReportFormat.JSON if json else format or ReportFormat.TABLE
+    log.configure(json=form is ReportFormat.JSON)
+    print_report(run, form.value, output, store)
 
 
 @app.command()
-def schema(output: Output = None) -> None:
+def schema(
+    output: Output = None,
+    json: Annotated[bool, typer.Option("--json", help="Changes nothing: a schema is JSON.")] = False,
+) -> None:
     """Print the JSON schema of recipes, for editors."""
     from compress.cli.reporting import print_schema
 
+    log.configure(json=json)
     print_schema(output)
 
 

@@ -53,4 +53,4 @@ def _says(check: Availability) -> str:
 
 def _gpu(gpu: dict[str, object]) -> str:
     memory = size_text(int(str(gpu["memory_bytes"])))
-    return f"{gpu['name']}, compute capability {gpu['compute_capability']}, {memory}"
+    return f"{gpu['name']}, compute capability {gpu['compute_capability'] or 'unknown'}, {memory}"

@@ -55,7 +55,8 @@ def call(command: Callable[[], Any]) -> int:
         except KeyboardInterrupt:
             return _interrupted()
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
+            # As the interpreter does it: sys.exit("why") is a failure.
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
             return _interrupted() if code == EXIT_SIGINT else code
     return 0
 

@@ -41,7 +41,7 @@ _ENDS = {
 
 
 class Printer:
-    """One line a step, as it ends; the artifacts are kept for the summary.
+    """One line a step, as it ends; the artifacts and the run's id are kept for what comes after.
 
     Args:
         recipe: for the widths of the columns.
@@ -50,6 +50,7 @@ class Printer:
 
     def __init__(self, recipe: Recipe, *, silent: bool) -> None:
         self.artifacts: dict[str, Artifact] = {}
+        self.run = ""  # id of the run, once it has told something
         self._silent = silent
         self._reasons: dict[str, str] = {}
         self._name_width = max(len(step.name) for step in recipe.steps)
@@ -57,6 +58,7 @@ class Printer:
 
     def on_event(self, event: StepEvent) -> None:
         """Take one event of the runner."""
+        self.run = event.run
         if event.kind == "start":
             self._reasons[event.step] = event.message
         elif event.kind == "waiting":
@@ -125,7 +127,6 @@ def run_recipe(path: Path, overrides: Sequence[str], store_option: Path | None, 
     store = Store(store_root(store_option, path))
     silent = options.as_json or options.quiet
     printer = Printer(recipe, silent=silent)
-    before = {run.id for run in store.runs_of(recipe.name)}
     if not silent:
         print(f"{recipe.name}: {len(recipe.steps)} steps, seed {recipe.seed}, store {shown(store.root)}", flush=True)
     try:
@@ -141,9 +142,8 @@ def run_recipe(path: Path, overrides: Sequence[str], store_option: Path | None, 
             on_event=printer.on_event,
         )
     except Exception:
-        failed = next((run for run in store.runs_of(recipe.name) if run.id not in before), None)
-        if options.as_json and failed is not None:
-            print_document(run_document(failed, store))
+        if options.as_json and printer.run:
+            print_document(run_document(store.read_run(printer.run), store))
         raise
     assert record.exit_code is not None, "a run that ended has an exit code"
     if options.as_json:

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compress.engines.nvml import Machine, query_machine
+from compress.distributions import find_distribution
 from compress.errors import UsageError
+from compress.nvml import Machine, query_machine
 
-NO_DRIVER = "no NVIDIA driver"
-_DRIVER_LIBRARY = "libcuda.so.1"
 _GIB = 2**30
 _LOW_DISK_BYTES = 2 * _GIB
 
 
 @dataclass(frozen=True)
 class Library:
-    """A Python library: what to import, which distributions may carry it, how to get it."""
+    """A Python library: what to import, which distribution carries it, how to get it."""
 
     module: str
-    distributions: tuple[str, ...]
+    distribution: str  # or one of its `compress.distributions.ALTERNATIVES`
     install_hint: str
     needs_gpu: bool = False  # to run a model
     builds_without_gpu: bool = False
 
 
 LIBRARIES = {
-    "torch": Library("torch", ("torch",), "pip install torch"),
-    "onnxruntime": Library("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime"),
+    "torch": Library("torch", "torch", "pip install torch"),
+    "onnxruntime": Library("onnxruntime", "onnxruntime", "pip install onnxruntime"),
     "tensorrt_rtx": Library(
         "tensorrt_rtx",
-        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+        "tensorrt-rtx-cu13",
         "pip install tensorrt-rtx-cu13 (Linux x86-64)",
         needs_gpu=True,
         builds_without_gpu=True,
     ),
     "tensorrt": Library(
         "tensorrt",
-        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        "tensorrt",
         "pip install 'compress[gpu]', or use an NGC TensorRT image",
         needs_gpu=True,
     ),
-    "pycuda": Library("pycuda", ("pycuda",), "pip install 'compress[gpu]' (needs nvcc; CUDA_ROOT names its folder)"),
+    "pycuda": Library("pycuda", "pycuda", "pip install 'compress[gpu]' (needs nvcc; CUDA_ROOT names its folder)"),
 }
 BACKENDS = ("torch", "onnxruntime", "tensorrt_rtx", "tensorrt")
 
@@ -75,12 +72,8 @@ class Availability:
 
 def library_version(name: str) -> str | None:
     """Version of an installed library of `LIBRARIES` from package metadata; None if there is no record of it."""
-    for distribution in LIBRARIES[name].distributions:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    found = find_distribution(LIBRARIES[name].distribution)
+    return found[1] if found else None
 
 
 def check_library(name: str) -> Availability:
@@ -99,23 +92,19 @@ def onnxruntime_providers() -> tuple[str, ...]:
     return tuple(import_module("onnxruntime").get_available_providers())
 
 
-def check_driver(machine: Machine | None) -> Availability:
+def check_driver(machine: Machine) -> Availability:
     """Whether the NVIDIA driver is loaded; CUDA is not started.
 
     Args:
         machine: the answer of `query_machine`.
     """
-    hint = "install the NVIDIA driver, or start the container with its GPUs (--gpus all)"
-    try:
-        ctypes.CDLL(_DRIVER_LIBRARY)
-    except OSError:
-        return Availability("driver", False, NO_DRIVER, install_hint=hint)
-    if machine is not None and machine.problem:
+    if machine.problem:
+        hint = "install the NVIDIA driver, or start the container with its GPUs (--gpus all)"
         return Availability("driver", False, machine.problem, install_hint=hint)
-    return Availability("driver", True, "", machine.driver_version if machine else None)
+    return Availability("driver", True, "", machine.driver_version)
 
 
-def check_gpu(machine: Machine | None) -> Availability:
+def check_gpu(machine: Machine) -> Availability:
     """Whether a GPU is there for CUDA programs; its name, memory and compute capability.
 
     Args:
@@ -124,11 +113,10 @@ def check_gpu(machine: Machine | None) -> Availability:
     driver = check_driver(machine)
     if not driver.available:
         return Availability("gpu", False, driver.reason, install_hint=driver.install_hint)
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return Availability("gpu", False, "CUDA_VISIBLE_DEVICES hides every GPU", install_hint="unset it")
-    if machine is not None and not machine.gpus:
-        return Availability("gpu", False, "no NVIDIA GPU")
-    gpus = [asdict(gpu) for gpu in machine.gpus] if machine else []
+    if machine.gpu_problem:
+        hint = "" if machine.gpus == () else "unset CUDA_VISIBLE_DEVICES"
+        return Availability("gpu", False, machine.gpu_problem, install_hint=hint)
+    gpus = [asdict(gpu) for gpu in machine.gpus or ()]
     return Availability("gpu", True, "", details={"gpus": gpus})
 
 

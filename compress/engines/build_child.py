@@ -263,10 +263,10 @@ def _operand_types(plan: bytes, model: ModelProto) -> OperandTypes:
 
 
 def _own_capability() -> tuple[str, ...]:
-    from compress.engines.nvml import query_machine
+    from compress.nvml import query_machine
 
-    machine = query_machine()
-    return (machine.gpus[0].compute_capability,) if machine and machine.gpus else ()
+    capability = gpus[0].compute_capability if (gpus := query_machine().gpus) else None
+    return (capability,) if capability else ()
 
 
 def _build_error(backend: str, log: BuildLog) -> CompressError:

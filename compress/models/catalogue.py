@@ -105,6 +105,11 @@ def check_model(module: nn.Module, image_shape: Shape, classes: int, *, where: s
         module.eval()
         with torch.no_grad():
             logits = module(torch.zeros(2, *image_shape, device=device))
+    except SystemExit as end:
+        raise ModelError(
+            f"the network called sys.exit({end.code!r}), expected it to return logits",
+            where=where,
+        ) from end
     except Exception as error:
         raise ModelError(
             f"the network does not take images of shape {image_shape}: {type(error).__name__}: {error}",
@@ -171,6 +176,11 @@ def _build_custom(config: CustomConfig, image_shape: Shape, classes: int, base: 
     try:
         with importable(folder):
             module = function(**kwargs)
+    except SystemExit as end:  # would end the run as if nothing were wrong
+        raise ModelError(
+            f"{config.name} called sys.exit({end.code!r}), expected it to return a torch.nn.Module",
+            where=place_of(end, folder) or str(folder),
+        ) from end
     except Exception as error:
         raise ModelError(
             f"{config.name} failed: {type(error).__name__}: {error}", where=place_of(error, folder) or str(folder)

@@ -13,7 +13,7 @@ from compress.artifacts.files import disk_is_full, store_refused, try_again_erro
 from compress.artifacts.fingerprint import document_digest
 from compress.artifacts.manifest import Artifact, InputRef, Manifest, Metric
 from compress.artifacts.store import Store
-from compress.errors import CompressError
+from compress.errors import CompressError, InputError
 from compress.pipeline import machine
 from compress.pipeline.recipe import Recipe
 from compress.pipeline.roles import ANCESTORS, roles_of, wants_ancestors
@@ -99,6 +99,12 @@ def _run_stage(
 ) -> list[Metric]:
     try:
         metrics = list(step.stage.run(config, _inputs(step, artifacts, recipe), workspace))
+    except SystemExit as end:  # of a user's code, somewhere inside: it would end the run as if nothing were wrong
+        raise InputError(
+            f"code that the step runs called sys.exit({end.code!r}), expected it to return or raise",
+            where=f"step {step.name}",
+            hint="look for sys.exit in the recipe's module:callable",
+        ) from end
     except Exception as error:
         if disk_is_full(error) or store_refused(error, store.root):
             raise try_again_error(error, store.root).at(f"step {step.name}") from error

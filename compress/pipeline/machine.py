@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -11,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from compress.distributions import find_distribution
 from compress.errors import UnavailableError
+from compress.nvml import Machine, query_machine
 
 NOT_INSTALLED = "not installed"
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -21,11 +22,15 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 @functools.cache
 def library_version(distribution: str) -> str:
-    """Version of an installed distribution from its metadata; `not installed` without one."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+    """Version of an installed distribution from its metadata; `not installed` without one.
+
+    An alternative that carries the same library is named too, e.g. `1.7.0 (tensorrt-rtx-cu12)`.
+    """
+    found = find_distribution(distribution)
+    if found is None:
         return NOT_INSTALLED
+    name, version = found
+    return version if name == distribution else f"{version} ({name})"
 
 
 @functools.cache
@@ -56,42 +61,28 @@ def threads() -> int:
 
 
 @functools.cache
-def _nvidia() -> tuple[str, str, str] | None:
-    """Name of the first GPU, driver version and compute capability; None without a GPU that can be asked."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in {"", "-1"}:
-        return None
-    try:
-        import pynvml  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
-    except ImportError:
-        return None
-    nvml: Any = pynvml
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None  # no driver on this machine: the usual case, and the answer
-    try:
-        if nvml.nvmlDeviceGetCount() == 0:
-            return None
-        device = nvml.nvmlDeviceGetHandleByIndex(0)
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(device)
-        return str(nvml.nvmlDeviceGetName(device)), str(nvml.nvmlSystemGetDriverVersion()), f"{major}.{minor}"
-    finally:
-        nvml.nvmlShutdown()
+def _nvidia() -> Machine:
+    return query_machine()
 
 
 def gpu() -> str | None:
-    """Name of the first NVIDIA GPU; None without one."""
-    return found[0] if (found := _nvidia()) else None
+    """Name of the first NVIDIA GPU, `unknown` where there is one that cannot be asked; None without one."""
+    machine = _nvidia()
+    if machine.gpu_problem:
+        return None
+    return machine.gpus[0].name if machine.gpus else "unknown"
 
 
 def driver() -> str | None:
-    """Version of the NVIDIA driver; None without one."""
-    return found[1] if (found := _nvidia()) else None
+    """Version of the NVIDIA driver; None without a GPU, or where it cannot be asked."""
+    machine = _nvidia()
+    return None if machine.gpu_problem else machine.driver_version
 
 
 def compute_capability() -> str | None:
-    """CUDA compute capability of the first GPU, e.g. `9.0`; None without one."""
-    return found[2] if (found := _nvidia()) else None
+    """CUDA compute capability of the first GPU, e.g. `9.0`; None without one, or where it cannot be asked."""
+    machine = _nvidia()
+    return machine.gpus[0].compute_capability if machine.gpus and not machine.gpu_problem else None
 
 
 FACTS: dict[str, Callable[[], Any]] = {
@@ -104,8 +95,8 @@ FACTS: dict[str, Callable[[], Any]] = {
 
 
 def _cuda_problem() -> str:
-    if gpu() is None:
-        return "no NVIDIA GPU answers on this machine"
+    if problem := _nvidia().gpu_problem:
+        return problem
     version = library_version("torch")
     if version == NOT_INSTALLED or version.endswith("+cpu"):
         return f"torch {version} has no CUDA"

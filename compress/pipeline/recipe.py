@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from compress.errors import RecipeError
 from compress.pipeline.overrides import apply_overrides
 from compress.pipeline.stage import Catalogue
-from compress.pipeline.steps import NAME, Step, read_steps
-from compress.pipeline.validation import validate
+from compress.pipeline.steps import NAME, Step, fully_wired, read_steps
+from compress.pipeline.validation import dotted, validate
 from compress.pipeline.yaml_tree import Tree, nearest, parse
 
 TOP_LEVEL = ("name", "seed", "data", "steps", "gates")
@@ -79,6 +79,10 @@ def load_recipe(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> R
     steps = read_steps(tree, catalogue.stages, TOP_LEVEL)
     data = _data(tree, catalogue, steps)
     gates = validate(catalogue.gates, tree.mapping.get("gates") or {}, ("gates",), tree)
+    if gates is not None and fully_wired(tree, steps):
+        for key, wrong in catalogue.check_gates(gates, steps):
+            place = ("gates", key) if key else ("gates",)
+            tree.problems.append(f"{tree.origin(place)}: {dotted(place)}: {wrong}")
     if tree.problems or gates is None:
         raise _error(path, tree)
     return Recipe(name, seed, data, tuple(steps), gates, path, path.parent.resolve())

@@ -43,6 +43,7 @@ class StepEvent:
     step's artifact was damaged and is made again, `hit`, `done` and `failed` end the step.
     """
 
+    run: str  # id of the run's record
     kind: Literal["start", "waiting", "repair", "hit", "done", "failed"]
     step: str
     stage: str
@@ -112,7 +113,7 @@ def run(
     going = _Run(recipe, store, catalogue, keys, names, runnable, set(force), lock_timeout_s, on_event, record)
     try:
         going.make_all()
-        hashes.save()
+        store.remember(hashes)
         return going.close(going.judge())
     except BaseException as error:
         going.fail(error)
@@ -162,7 +163,8 @@ class _Run:
 
     def tell(self, kind: Any, step: Step, message: str = "", **facts: Any) -> None:
         index = self.names.index(step.name) + 1
-        self.on_event(StepEvent(kind, step.name, step.stage.name, index, len(self.names), message, **facts))
+        event = StepEvent(self.record.id, kind, step.name, step.stage.name, index, len(self.names), message, **facts)
+        self.on_event(event)
 
     def close(self, verdicts: Sequence[GateVerdict]) -> RunRecord:
         gates = tuple(verdict.model_dump(mode="json") for verdict in verdicts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -75,6 +75,17 @@ class Stage(Generic[Config, Inputs]):
     sources: Callable[[Config, Path], Sequence[Path]] = _no_sources  # files outside the data that shape the result
 
 
+class StepLike(Protocol):
+    """What a check of gates is told about a step: its stage, and which steps fill its roles."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - a field
+    @property
+    def stage(self) -> Stage[Any, Any]: ...  # noqa: D102
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: D102
+
+
 class GateVerdict(Record):
     """One gate of one variant, judged from a stored report."""
 
@@ -96,4 +107,6 @@ class Catalogue:
     # (data, base, hash of a file) -> split -> SHA-256; imports no tensor library
     data_digests: Callable[[Any, Path, Callable[[Path], str]], Mapping[str, str]]
     gates: type[BaseModel]  # schema of the recipe's `gates:`
+    # (gates, steps) -> (key below `gates:`, what is wrong) of each gate that could never be judged
+    check_gates: Callable[[Any, Sequence[StepLike]], Sequence[tuple[str, str]]]
     judge: Callable[[Any, Artifact], Sequence[GateVerdict]]  # (gates, report) -> verdicts

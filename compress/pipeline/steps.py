@@ -60,6 +60,25 @@ def read_steps(tree: Tree, stages: Mapping[str, Stage[Any, Any]], reserved: Sequ
     return _ordered(tree, [step for step in steps if step is not None])
 
 
+def fully_wired(tree: Tree, steps: Sequence[Step]) -> bool:
+    """Whether every step could be read and has all the inputs that it names or needs, so that the graph is known.
+
+    Args:
+        tree: the recipe.
+        steps: what `read_steps` made of it.
+    """
+    raw = tree.mapping.get("steps")
+    entries = cast("dict[str, dict[str, Any]]", raw) if isinstance(raw, dict) else {}
+
+    def wired(step: Step, role: Role) -> bool:
+        value = entries[step.name].get(role.name)
+        written = len(cast("list[Any]", value)) if isinstance(value, list) else int(value is not None)
+        return len(step.roles.get(role.name, ())) >= max(written, int(role.required))
+
+    pairs = [(step, role) for step in steps for role in roles_of(step.stage).values()]
+    return len(steps) == len(entries) and all(wired(step, role) for step, role in pairs)
+
+
 @dataclass
 class _Reader:
     tree: Tree

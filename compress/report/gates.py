@@ -1,12 +1,12 @@
 """Gates: limits on a report, judged from its stored statistics, so that a warm run judges exactly as a cold one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_UNAVAILABLE, RecipeError
 from compress.measure.statistics import (
     needed_blocks,
     proportion_decision,
@@ -30,7 +30,7 @@ class GatesConfig(BaseModel):
     `require` holds for the variants that it names. Every other gate applies to the quantized variants of the report
     (kind `quantized_onnx` or `engine`; never to the one it is held against), each judged on its own. One that could
     not be run here gets the verdict `not run`; only `require` makes that end the run with exit 7. A gate that no
-    variant of the report could ever answer is a mistake in the recipe and is refused.
+    benchmark of the recipe could ever answer is refused when the recipe is read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,35 +67,62 @@ def judge(gates: GatesConfig, document: ReportDocument) -> list[Verdict]:
 
     Returns:
         A verdict for each gate that is set and each variant it applies to (`latency_ratio`: and each batch size), in
-        the order of the config's fields and the report's variants.
-
-    Raises:
-        RecipeError: gates that this report can never answer, all of them: an unknown variant in `require`, no float
-            twin, no quantized variant.
+        the order of the config's fields and the report's variants. A gate that this report cannot answer gives none:
+        another report of the recipe does.
     """
-    _refuse_unanswerable(gates, document)
     verdicts: list[Verdict] = []
-    for variant in _gated(document):
-        verdicts += _variant_verdicts(gates, document, variant)
+    for name in _judged({variant.name: variant.kind for variant in document.variants}, document.reference):
+        verdicts += _variant_verdicts(gates, document, document.variant(name))
     order = list(GatesConfig.model_fields)
     verdicts.sort(key=lambda verdict: order.index(verdict.gate))
-    return verdicts + [_judge_required(document.variant(name)) for name in gates.require]
+    required = [variant for name in gates.require for variant in document.variants if variant.name == name]
+    return verdicts + [_judge_required(variant) for variant in required]
 
 
-def exit_code(verdicts: Sequence[VerdictLike]) -> int:
-    """Exit code of a run: 3 for a failed gate, then 7 for a required variant, then 4 for an inconclusive gate, else 0.
+@dataclass(frozen=True)
+class Measured:
+    """What one benchmark step will measure, as the recipe says before anything has run.
+
+    Attributes:
+        kinds: every measured step -> its artifact's kind, e.g. `quantized_onnx`.
+        reference: what the variants are held against.
+        float_twin: the float form of the quantized variants, if one is named.
+    """
+
+    kinds: Mapping[str, str]
+    reference: str
+    float_twin: str | None
+
+
+def unanswerable(gates: GatesConfig, benchmarks: Sequence[Measured]) -> list[tuple[str, str]]:
+    """Find gates that no benchmark could ever answer.
 
     Args:
-        verdicts: of all its gates.
+        gates: the limits.
+        benchmarks: one entry for each benchmark step of the recipe.
 
     Returns:
-        3, 7, 4 or 0.
+        The name of the gate and what is wrong, for each; the name is empty where all gates are meant.
     """
-    if any(v.verdict == "fail" for v in verdicts):
-        return EXIT_GATE_FAILED
-    if any(v.gate == "require" and v.verdict == "not run" for v in verdicts):
-        return EXIT_UNAVAILABLE
-    return EXIT_INCONCLUSIVE if any(v.verdict == "inconclusive" for v in verdicts) else EXIT_OK
+    limits = [name for name, limit in gates if name != "require" and limit is not None]
+    if not benchmarks:
+        wrong = [("", "no step writes a report that they could be judged from; add a benchmark step")]
+        return wrong if limits or gates.require else []
+    problems: list[tuple[str, str]] = []
+    names = list(dict.fromkeys(name for benchmark in benchmarks for name in benchmark.kinds))
+    for name in gates.require:
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            nearest = f"; did you mean {close[0]}?" if close else ""
+            problems.append(("require", f"no benchmark measures {name!r}, only {', '.join(names)}{nearest}"))
+    for gate in limits:
+        against_twin = gate in AGAINST_FLOAT_TWIN
+        able = [benchmark for benchmark in benchmarks if benchmark.float_twin or not against_twin]
+        if not able:
+            problems.append((gate, "no benchmark names a float_twin to compare with"))
+        elif not any(_judged(one.kinds, one.reference, one.float_twin if against_twin else None) for one in able):
+            problems.append((gate, "no benchmark has a quantized variant to judge (the output of calibrate or engine)"))
+    return problems
 
 
 def not_evaluated(verdicts: Sequence[VerdictLike]) -> str:
@@ -104,29 +131,8 @@ def not_evaluated(verdicts: Sequence[VerdictLike]) -> str:
     return f"not evaluated: {', '.join(dict.fromkeys(missing))}" if missing else ""
 
 
-def _gated(document: ReportDocument, *against: str | None) -> list[Variant]:
-    others = (document.reference, *against)
-    return [v for v in document.variants if v.kind in QUANTIZED_KINDS and v.name not in others]
-
-
-def _refuse_unanswerable(gates: GatesConfig, document: ReportDocument) -> None:
-    problems: list[str] = []
-    names = [variant.name for variant in document.variants]
-    for name in gates.require:
-        if name not in names:
-            close = get_close_matches(name, names, n=1)
-            nearest = f"; did you mean {close[0]}?" if close else ""
-            problems.append(f"gates.require: the report has no variant {name!r}, only {', '.join(names)}{nearest}")
-    others = [name for name, limit in gates if name != "require" and limit is not None]
-    for name in AGAINST_FLOAT_TWIN:
-        if name in others and document.float_twin is None:
-            problems.append(f"gates.{name}: the benchmark names no float_twin to compare with")
-    for name in others:
-        twin = document.float_twin if name in AGAINST_FLOAT_TWIN else None
-        if not _gated(document, twin):
-            problems.append(f"gates.{name}: the report has no quantized variant to judge")
-    if problems:
-        raise RecipeError("\n".join(problems), where="gates", hint="correct the gates or the benchmark's variants")
+def _judged(kinds: Mapping[str, str], *held_against: str | None) -> list[str]:
+    return [name for name, kind in kinds.items() if kind in QUANTIZED_KINDS and name not in held_against]
 
 
 def _variant_verdicts(gates: GatesConfig, document: ReportDocument, variant: Variant) -> Iterator[Verdict]:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts.manifest import Artifact
+from compress.artifacts.manifest import Artifact, Report
 from compress.data.config import DataConfig
-from compress.pipeline.stage import Catalogue, GateVerdict, Stage
-from compress.report.gates import GatesConfig
+from compress.pipeline.stage import Catalogue, GateVerdict, Stage, StepLike
+from compress.report.gates import GatesConfig, Measured, unanswerable
 from compress.stages.benchmark import BENCHMARK
 from compress.stages.calibrate import CALIBRATE
 from compress.stages.distill import DISTILL
@@ -27,6 +27,21 @@ STAGES: Mapping[str, Stage[Any, Any]] = {
 }
 
 
+def check_gates(gates: GatesConfig, steps: Sequence[StepLike]) -> Sequence[tuple[str, str]]:
+    """Find the gates that no benchmark of the recipe could ever answer."""
+    kinds = {step.name: step.stage.output.kind.value for step in steps}
+    benchmarks = [
+        Measured(
+            kinds={name: kinds[name] for names in step.roles.values() for name in names},
+            reference=step.roles["reference"][0],
+            float_twin=next(iter(step.roles.get("float_twin", ())), None),
+        )
+        for step in steps
+        if step.stage.output is Report
+    ]
+    return unanswerable(gates, benchmarks)
+
+
 def judge(gates: GatesConfig, report: Artifact) -> Sequence[GateVerdict]:
     """Judge a recipe's gates from the statistics that a report stores."""
     from compress.report import gates as report_gates
@@ -44,4 +59,11 @@ def data_digests(data: DataConfig, base: Path, hash_file: Callable[[Path], str])
     return split_digests(data, base, hash_file)
 
 
-CATALOGUE = Catalogue(stages=STAGES, data=DataConfig, data_digests=data_digests, gates=GatesConfig, judge=judge)
+CATALOGUE = Catalogue(
+    stages=STAGES,
+    data=DataConfig,
+    data_digests=data_digests,
+    gates=GatesConfig,
+    check_gates=check_gates,
+    judge=judge,
+)

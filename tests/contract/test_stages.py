@@ -19,7 +19,7 @@ from compress.stages import CATALOGUE, STAGES
 
 NAMES = ("train", "distill", "qat", "export", "calibrate", "engine", "benchmark")
 SPLITS = {"train", "validation", "test"}
-ABSENT_HERE = {"tensorrt"}  # of the gpu extra
+ABSENT_HERE = {"tensorrt", "pycuda"}  # of the gpu extra
 
 
 def test_the_catalogue_holds_the_stages_of_the_design() -> None:

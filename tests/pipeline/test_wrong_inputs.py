@@ -262,7 +262,9 @@ def test_weights_that_are_not_finite(wrong, tmp_path):
     weights[first] = torch.full_like(weights[first], float("nan"))
     save_file(weights, tmp_path / "nan.safetensors")
 
-    check(wrong(HEAD.replace("epochs: 1", "weights: nan.safetensors")), 5, rf"NaN or infinite weights in .*{re.escape(first)}")
+    done = wrong(HEAD.replace("epochs: 1", "weights: nan.safetensors"))
+
+    check(done, 5, rf"NaN or infinite weights in .*{re.escape(first)}")
 
 
 @pytest.mark.slow

@@ -40,6 +40,9 @@ def test_version(cli: Cli) -> None:
         (["run", "x.yaml", "--forse", "a"], "No such option: --forse"),
         (["run", "x.yaml", "--lock-timeout", "-1"], "--lock-timeout"),
         (["report", "r-1", "--format", "html"], "--format"),
+        (["report", "r-1", "--json", "--format", "md"], "--json and --format md contradict each other"),
+        (["report", "r-1", "--format", "table", "--json"], "--json and --format table contradict each other"),
+        (["report", "r-1", "--json", "--format", "json"], "there is no run 'r-1'"),
         (["run", "x.yaml"], "there is no such recipe"),
         (["plan", "x.yaml"], "there is no such recipe"),
         (["show", "0123"], "no artifact has the key '0123'"),
@@ -104,6 +107,7 @@ def test_ls_of_an_empty_store(cli: Cli, tmp_path: Path) -> None:
 
 def test_schema_goes_to_a_file(cli: Cli, tmp_path: Path) -> None:
     printed = cli("schema").stdout
+    assert cli("schema", "--json").stdout == printed
     assert cli("schema", "-o", "schema.json", cwd=tmp_path).stdout == ""
     assert (tmp_path / "schema.json").read_text() == printed
     assert json.loads(printed)["title"] == "A recipe of compress"

@@ -32,6 +32,8 @@ def test_success_is_zero() -> None:
         (KeyboardInterrupt(), 130),
         (SystemExit(3), 3),
         (SystemExit(None), 0),
+        (SystemExit("a reason"), 1),
+        (SystemExit(2.0), 1),
     ],
 )
 def test_exit_codes(error: BaseException, code: int) -> None:

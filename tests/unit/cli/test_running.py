@@ -222,6 +222,7 @@ def test_show_a_run(ran: Path, cli: Cli) -> None:
 
 def test_report_in_every_form(ran: Path, cli: Cli) -> None:
     found = document(cli("report", "tiny-0001", "--format", "json", cwd=ran))
+    assert document(cli("report", "tiny-0001", "--json", cwd=ran)) == found
     assert found["run"] == "tiny-0001"
     assert {gate["gate"] for gate in found["gates"]} == {"top1_drop_pp"}
     jsonschema.validate(found, report_schema())
@@ -265,6 +266,24 @@ def test_a_failed_step_is_in_the_document(ran: Path, cli: Cli) -> None:
     assert "where: step int8" in done.stderr
     done = cli("run", "tiny.yaml", "--set", "steps.int8.samples=20", cwd=ran)
     assert done.stdout.splitlines()[3].split()[:3] == ["int8", "calibrate", "failed"]
+
+
+def test_the_document_of_a_failed_run_is_its_own_and_not_that_of_a_newer_one(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("""
+from pathlib import Path
+from compress.artifacts.runs import RunRecord
+from compress.artifacts.store import Store
+def build():
+    record = RunRecord(id="tiny", recipe="tiny", recipe_path="", seed=0, started_at="", steps=())
+    assert Store(Path("store")).create_run(record).id == "tiny-0002"
+    raise ValueError("no network")
+""")
+    model = "steps.teacher.model={name: 'net:build'}"
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    done = cli("run", "tiny.yaml", "--json", "--store", "store", "--set", model, cwd=tmp_path)
+    assert done.returncode == 5, done.stderr
+    found = document(done)
+    assert (found["run"], found["steps"][0]["status"]) == ("tiny-0001", "failed")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -119,6 +119,17 @@ def test_wrong_labels_are_refused(tmp_path: Path, file: str, values: np.ndarray,
     assert caught.value.exit_code == 5
 
 
+def test_a_label_out_of_range_is_named_with_its_place(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path)
+    path = folder / "t10k-labels-idx1-ubyte.gz"
+    write_idx(path, np.r_[np.arange(39) % 10, 255])
+    with pytest.raises(DataError) as caught:
+        load_dataset(CONFIG, tmp_path)
+    assert caught.value.exit_code == 5
+    assert caught.value.message == "label out of range: got 255 at index 39, expected 0..9"
+    assert caught.value.where == str(path)
+
+
 def test_test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path, test_side=5)
     with pytest.raises(DataError, match=r"wrong shape: test images are \(5, 5\), expected \(6, 6\)") as caught:

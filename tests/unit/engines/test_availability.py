@@ -9,7 +9,6 @@ import pytest
 from compress.engines import availability
 from compress.engines.availability import (
     LIBRARIES,
-    NO_DRIVER,
     check_disk,
     check_driver,
     check_gpu,
@@ -19,8 +18,8 @@ from compress.engines.availability import (
     onnxruntime_providers,
     why_not,
 )
-from compress.engines.nvml import Gpu, Machine, query_machine
 from compress.errors import UsageError
+from compress.nvml import NO_DRIVER, Gpu, Machine, query_machine
 
 HAS_DRIVER = check_driver(query_machine()).available
 without_driver = pytest.mark.skipif(HAS_DRIVER, reason="an NVIDIA driver is here")
@@ -56,7 +55,7 @@ def test_installed_libraries_have_a_version():
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch):
-    missing = availability.Library("no_such_module", ("no-such-distribution",), "pip install it")
+    missing = availability.Library("no_such_module", "no-such-distribution", "pip install it")
     monkeypatch.setitem(LIBRARIES, "pycuda", missing)
     found = check_library("pycuda")
     assert (found.available, found.reason, found.install_hint) == (False, "not installed", "pip install it")
@@ -83,7 +82,6 @@ def test_rtx_builds_without_a_gpu():
 
 
 def test_no_gpu_behind_a_driver_is_its_own_reason(monkeypatch):
-    monkeypatch.setattr(availability, "_DRIVER_LIBRARY", "libc.so.6")  # any library that loads
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert check_gpu(Machine("", "580.1")).reason == "no NVIDIA GPU"
     assert check_gpu(Machine("the NVIDIA driver does not answer (NVML error 18)")).reason.endswith("(NVML error 18)")
@@ -91,7 +89,11 @@ def test_no_gpu_behind_a_driver_is_its_own_reason(monkeypatch):
     assert found.available
     assert found.details["gpus"][0]["compute_capability"] == "8.9"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert check_gpu(Machine("", "580.1", (Gpu("L4", "8.9", 1),))).reason == "CUDA_VISIBLE_DEVICES hides every GPU"
+    hidden = check_gpu(Machine("", "580.1", (Gpu("L4", "8.9", 1),)))
+    assert (hidden.reason, hidden.install_hint) == (
+        "CUDA_VISIBLE_DEVICES hides every GPU",
+        "unset CUDA_VISIBLE_DEVICES",
+    )
 
 
 def test_disk_is_asked_at_the_nearest_existing_folder(tmp_path, monkeypatch):

@@ -104,6 +104,19 @@ def test_what_a_users_callable_can_do_wrong(tmp_path: Path, text: str, kwargs: d
         build(tmp_path, text, kwargs=kwargs)
 
 
+@pytest.mark.parametrize("code", ["", "0", "'done'"])
+def test_a_callable_that_exits_does_not_end_the_run_as_if_nothing_were_wrong(tmp_path: Path, code: str) -> None:
+    error = build_error(tmp_path, f"import sys\ndef build():\n    sys.exit({code})\n")
+    assert error.message == f"net:build called sys.exit({code or None}), expected it to return a torch.nn.Module"
+    assert error.where == f"{tmp_path / 'net.py'}:3"
+
+
+def test_a_network_that_exits_is_refused(tmp_path: Path) -> None:
+    error = build_error(tmp_path, HEADER + "class build(nn.Module):\n    def forward(self, x): raise SystemExit(0)\n")
+    assert error.message == "the network called sys.exit(0), expected it to return logits"
+    assert error.where == "net:build"
+
+
 def test_the_line_that_failed_is_named(tmp_path: Path) -> None:
     error = build_error(tmp_path, "def build():\n    x = 1\n    raise ValueError(x)\n")
     assert error.where == f"{tmp_path / 'net.py'}:3"

@@ -158,4 +158,8 @@ def test_truncated_files(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    assert load_error(tmp_path / "w.pt").message == f"no weights file {tmp_path / 'w.pt'}"
+    for name in ("w.pt", "w.safetensors"):
+        error = load_error(tmp_path / name)
+        assert error.exit_code == 5
+        assert error.message == f"no weights file {tmp_path / name}"
+        assert error.hint == "the path is relative to the recipe's folder"

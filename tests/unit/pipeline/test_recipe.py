@@ -203,6 +203,29 @@ def test_problems_have_lines(load, text, expected):
     assert problems(load, text) == expected
 
 
+def test_gates_that_can_never_be_judged_are_refused_with_their_lines(load, toy):
+    gates = "gates:\n  verdicts: {never: pass, top1: pass, never2: pass}\n"
+    assert problems(load, toy.RECIPE + gates) == [
+        "r.yaml:10: gates.verdicts: never can never be judged",
+        "r.yaml:10: gates.verdicts: never2 can never be judged",
+    ]
+    only = HEAD + "  a: {stage: train, text: t}\n"
+    assert problems(load, only + gates) == ["r.yaml:5: gates: nothing is measured"]
+    (found,) = problems(load, toy.RECIPE, "gates.verdicts.never=pass")
+    assert found == "--set gates.verdicts.never=pass: gates.verdicts: never can never be judged"
+
+
+def test_gates_are_checked_beside_other_problems_but_not_against_steps_that_are_unknown(load):
+    gates = "gates: {verdicts: {top1: pass}}\n"
+    assert problems(load, HEAD + "  a: {stage: train, text: t, temperature: 0}\n" + gates) == [
+        "r.yaml:4: steps.a.temperature: Input should be greater than 0, got 0",
+        "r.yaml:5: gates: nothing is measured",
+    ]
+    for step in ("{stage: bench}", "{stage: benchmark, reference: z, variants: [a]}", "{stage: distill, teacher: b}"):
+        found = problems(load, HEAD + f"  a: {{stage: train, text: t}}\n  b: {step}\n" + gates)
+        assert all(": steps" in line for line in found), found
+
+
 def test_merge_keys_are_refused(load):
     text = HEAD + "  a: &a {stage: train, text: t}\n  b: {<<: *a}\n"
     assert "merge keys (<<) are not supported" in problems(load, text)[0]

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,46 +7,9 @@ import pytest
 
 from compress.artifacts.store import Store
 from compress.errors import ArtifactError, CompressError, ModelError, TryAgainError, UsageError
-from compress.pipeline.recipe import load_recipe
-from compress.pipeline.runner import exit_code, run
+from compress.pipeline.runner import exit_code
 
 STEPS = ["teacher", "student", "onnx", "report"]
-
-
-class Bench:
-    """One recipe, one store, and short names for what tests do with them."""
-
-    def __init__(self, toy, folder: Path, recipe: str | None = None) -> None:
-        self.toy = toy
-        self.path = toy.project(folder, recipe or toy.RECIPE)
-        self.store = Store(folder / "artifacts")
-
-    def recipe(self, *overrides: str):
-        return load_recipe(self.path, overrides, self.toy.CATALOGUE)
-
-    def run(self, *overrides: str, store: Store | None = None, **options):
-        """Run in a process that has verified nothing yet, as every command is."""
-        self.toy.CALLS.clear()
-        return run(self.recipe(*overrides), store or Store(self.store.root), self.toy.CATALOGUE, **options)
-
-    def statuses(self, record) -> list[str]:
-        return [step.status for step in record.steps]
-
-    def payload(self, record, step: str) -> Path:
-        return next((self.store.root / record.step(step).path / "sub").iterdir())
-
-    def artifacts(self) -> list[str]:
-        return sorted(
-            str(path.parent.relative_to(self.store.root)) for path in self.store.root.glob("[!.q]*/*/manifest.json")
-        )
-
-    def drafts(self) -> list[Path]:
-        return list((self.store.root / ".drafts").iterdir())
-
-
-@pytest.fixture
-def bench(toy, tmp_path) -> Bench:
-    return Bench(toy, tmp_path / "project")
 
 
 def test_first_run_makes_everything_and_the_second_nothing(bench):
@@ -84,12 +48,12 @@ def test_key_document_holds_all_that_shapes_an_artifact(bench):
     assert json.loads(bench.payload(record, "report").read_text())["ancestors"] == ["teacher", "student"]
 
 
-def test_clones_at_different_paths_have_equal_keys_and_digests(toy, tmp_path):
+def test_clones_at_different_paths_have_equal_keys_and_digests(toy, tmp_path, bench_at):
     recipe = toy.RECIPE.replace("text: abc", "text: abc, source: SOURCE")
     found = []
     for name in ("a", "deeper/b"):
         clone = tmp_path / name
-        bench = Bench(toy, clone, recipe.replace("SOURCE", str(clone / "net.py")))  # an absolute path into the clone
+        bench = bench_at(clone, recipe.replace("SOURCE", str(clone / "net.py")))  # an absolute path into the clone
         (clone / "net.py").write_text("x = 1")
         record = bench.run(until="onnx")
         found.append([(step.key, step.digest) for step in record.steps])
@@ -158,6 +122,16 @@ def test_a_bug_keeps_its_type_and_names_the_step(bench):
     assert caught.value.__notes__ == ["in step student (stage distill)"]
     record = bench.store.latest_run("toy")
     assert (record.exit_code, record.step("student").error) == (1, "ZeroDivisionError: division by zero")
+
+
+def test_every_event_names_its_run(bench):
+    bench.run()
+    events = []
+    bench.toy.FAULTS["report"] = "nan"
+    with pytest.raises(ModelError):
+        bench.run(force=["report"], on_event=events.append)
+    assert [event.kind for event in events] == ["hit", "hit", "hit", "start", "failed"]
+    assert {event.run for event in events} == {"toy-0002"}
 
 
 @pytest.mark.parametrize(
@@ -344,6 +318,17 @@ def test_a_store_that_cannot_be_written_ends_with_75(bench, tmp_path):
             bench.run(store=Store(root))
         assert caught.value.exit_code == 75
         assert "--store" in caught.value.hint
+
+
+def test_hashes_that_cannot_be_remembered_end_with_75(bench):
+    for path in (bench.path.parent / "data").iterdir():
+        os.utime(path, (1, 1))  # old enough to be remembered
+    (bench.store.root / ".hashes.json").mkdir(parents=True)
+    with pytest.raises(TryAgainError, match="the store failed: Is a directory") as caught:
+        bench.run()
+    assert caught.value.exit_code == 75
+    assert (bench.store.latest_run("toy").status, bench.store.latest_run("toy").exit_code) == ("failed", 75)
+    assert not list(bench.store.root.glob(".hashes.json.*")), "a draft was left"
 
 
 def test_a_changed_source_file_reruns_its_step(bench):

@@ -94,6 +94,8 @@ def fault(workspace) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "bug":
             raise ZeroDivisionError("division by zero")
+        case "exit":
+            sys.exit(0)
         case "nan":
             raise ModelError("the loss is nan", where="epoch 1", hint="lower the learning rate")
         case "link":
@@ -173,6 +175,12 @@ class Gates(BaseModel):
     verdicts: dict[str, str] = {}  # gate -> verdict that the judge gives
 
 
+def check_gates(gates, steps):
+    if gates.verdicts and not any(step.stage.output is Report for step in steps):
+        return [("", "nothing is measured")]
+    return [("verdicts", f"{gate} can never be judged") for gate in gates.verdicts if gate.startswith("never")]
+
+
 def judge(gates, artifact):
     document = json.loads((artifact.path / "sub" / "report.json").read_bytes())
     return [
@@ -194,7 +202,9 @@ STAGES = {
               measured=True),
     )
 }  # fmt: skip
-CATALOGUE = Catalogue(stages=STAGES, data=Data, data_digests=data_digests, gates=Gates, judge=judge)
+CATALOGUE = Catalogue(
+    stages=STAGES, data=Data, data_digests=data_digests, gates=Gates, check_gates=check_gates, judge=judge
+)
 
 RECIPE = """\
 name: toy

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from compress.errors import RecipeError
+from compress.pipeline import runner
+from compress.pipeline.stage import GateVerdict
 from compress.report.document import ReportDocument, Verdict
-from compress.report.gates import GatesConfig, exit_code, judge, not_evaluated
+from compress.report.gates import GatesConfig, Measured, judge, not_evaluated, unanswerable
 
 Report = Callable[..., ReportDocument]
 NOT_RUN = "engine was not run: no NVIDIA driver"
@@ -29,6 +30,11 @@ def verdict(kind: str, gate: str = "top1_drop_pp") -> Verdict:
     return Verdict.model_validate(
         {"gate": gate, "variant": "v", "verdict": kind, "limit": 1.0, "value": 1.0, "unit": "pp", "detail": "d"}
     )
+
+
+def exit_code(verdicts: list[Verdict]) -> int:
+    """What a run makes of them."""
+    return runner.exit_code([GateVerdict.model_validate(verdict.model_dump()) for verdict in verdicts])
 
 
 def test_no_gates_give_no_verdicts(report: Report) -> None:
@@ -153,20 +159,6 @@ def test_require_turns_not_run_into_exit_7(report: Report) -> None:
     assert exit_code(judge(GatesConfig(top1_drop_pp=3.0), report())) == 0
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "code"),
-    [
-        ([verdict("pass")], 0),
-        ([verdict("not run")], 0),
-        ([verdict("inconclusive"), verdict("pass")], 4),
-        ([verdict("inconclusive"), verdict("not run", "require")], 7),
-        ([verdict("not run", "require"), verdict("fail"), verdict("inconclusive")], 3),
-    ],
-)
-def test_exit_codes_have_a_precedence(verdicts: list[Verdict], code: int) -> None:
-    assert exit_code(verdicts) == code
-
-
 def test_gates_without_an_answer_are_named(report: Report) -> None:
     verdicts = judge(GatesConfig(top1_drop_pp=3.0, latency_ratio=1.0, require=("engine",)), report())
     assert (
@@ -175,21 +167,49 @@ def test_gates_without_an_answer_are_named(report: Report) -> None:
     assert not_evaluated([verdict("pass")]) == ""
 
 
-def test_gates_that_can_never_be_answered_are_refused_all_at_once(report: Report) -> None:
-    without_twin = report(int8={"ratio_to_float": []}, float_twin=None)
-    gates = GatesConfig(top1_drop_to_float_pp=0.5, latency_ratio=1.0, require=("engin",))
-    with pytest.raises(RecipeError) as error:
-        judge(gates, without_twin)
-    assert error.value.exit_code == 2
-    assert error.value.message.splitlines() == [
-        "gates.require: the report has no variant 'engin', only teacher, float, int8, engine; did you mean engine?",
-        "gates.top1_drop_to_float_pp: the benchmark names no float_twin to compare with",
-        "gates.latency_ratio: the benchmark names no float_twin to compare with",
-    ]
-    floats = report()
-    floats = floats.model_copy(update={"variants": floats.variants[:2]})
-    with pytest.raises(RecipeError, match=r"gates.top1_drop_pp: the report has no quantized variant to judge"):
-        judge(GatesConfig(top1_drop_pp=3.0), floats)
+KINDS = {"teacher": "checkpoint", "float": "onnx_model", "int8": "quantized_onnx", "engine": "engine"}
+WHOLE = Measured(KINDS, "teacher", "float")
+WITHOUT_TWIN = Measured(KINDS, "teacher", None)
+FLOATS = Measured({"teacher": "checkpoint", "float": "onnx_model"}, "teacher", "float")
+NO_TWIN = "no benchmark names a float_twin to compare with"
+NOT_QUANTIZED = "no benchmark has a quantized variant to judge (the output of calibrate or engine)"
+NO_REPORT = "no step writes a report that they could be judged from; add a benchmark step"
+ALL = {"top1_drop_pp": 3, "top1_drop_to_float_pp": 1, "latency_ratio": 1, "agreement_min": 0.9, "size_bytes_max": 9}
+
+
+@pytest.mark.parametrize(
+    ("gates", "benchmarks", "expected"),
+    [
+        ({**ALL, "require": ["engine", "float", "teacher"]}, [WHOLE], []),
+        ({}, [], []),
+        ({"top1_drop_pp": 3.0}, [], [("", NO_REPORT)]),
+        ({"require": ["int8"]}, [], [("", NO_REPORT)]),
+        (
+            {"require": ["engin", "zz"]},
+            [FLOATS, WHOLE],
+            [
+                ("require", "no benchmark measures 'engin', only teacher, float, int8, engine; did you mean engine?"),
+                ("require", "no benchmark measures 'zz', only teacher, float, int8, engine"),
+            ],
+        ),
+        (ALL, [WITHOUT_TWIN], [("top1_drop_to_float_pp", NO_TWIN), ("latency_ratio", NO_TWIN)]),
+        (ALL, [FLOATS], [(gate, NOT_QUANTIZED) for gate in ALL]),
+        (ALL, [FLOATS, WITHOUT_TWIN], [("top1_drop_to_float_pp", NOT_QUANTIZED), ("latency_ratio", NOT_QUANTIZED)]),
+        (ALL, [FLOATS, WHOLE], []),
+    ],
+)
+def test_gates_that_can_never_be_answered(
+    gates: dict[str, Any], benchmarks: list[Measured], expected: list[tuple[str, str]]
+) -> None:
+    assert unanswerable(GatesConfig.model_validate(gates), benchmarks) == expected
+
+
+def test_a_report_answers_what_it_can_and_leaves_the_rest_to_another(report: Report) -> None:
+    gates = GatesConfig(top1_drop_pp=3.0, latency_ratio=1.0, require=("int8", "elsewhere"))
+    verdicts = judge(gates, report(int8={"ratio_to_float": []}, float_twin=None))
+    assert {(v.gate, v.variant) for v in verdicts} == {
+        ("top1_drop_pp", "int8"), ("top1_drop_pp", "engine"), ("require", "int8"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,16 @@
-"""The GPUs of this machine, asked through the driver's management library without starting CUDA."""
+"""The GPUs of this machine, asked through the driver's own libraries without starting CUDA.
+
+Keys, sessions and `compress doctor` all ask here, so that they cannot disagree.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 
+NO_DRIVER = "no NVIDIA driver"
+_CUDA_LIBRARY = "libcuda.so.1"
 _LIBRARY = "libnvidia-ml.so.1"
 _SUCCESS = 0
 _TEXT_BYTES = 96
@@ -15,29 +21,47 @@ class Gpu:
     """One GPU."""
 
     name: str
-    compute_capability: str  # e.g. 8.9
+    compute_capability: str | None  # e.g. 8.9; None if the driver does not say
     memory_bytes: int
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the driver says; `problem` is empty when it answered."""
+    """What the driver says; `problem` is empty when it answered.
+
+    `gpus` is None where only the management library is absent, as on some Jetsons: there is a driver, and
+    nobody to ask what it drives.
+    """
 
     problem: str
     driver_version: str | None = None
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[Gpu, ...] | None = ()
+
+    @property
+    def gpu_problem(self) -> str:
+        """Why a CUDA program would find no GPU here; empty if it would find one."""
+        if self.problem:
+            return self.problem
+        if self.gpus == ():
+            return "no NVIDIA GPU"
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+        return "CUDA_VISIBLE_DEVICES hides every GPU" if hidden else ""
 
 
 class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
-def query_machine() -> Machine | None:
-    """Driver version and GPUs; None where the management library is absent, as on some Jetsons."""
+def query_machine() -> Machine:
+    """Driver version and GPUs."""
+    try:
+        ctypes.CDLL(_CUDA_LIBRARY)
+    except OSError:
+        return Machine(NO_DRIVER)
     try:
         nvml = ctypes.CDLL(_LIBRARY)
     except OSError:
-        return None
+        return Machine("", gpus=None)
     status = nvml.nvmlInit_v2()
     if status != _SUCCESS:
         return Machine(f"the NVIDIA driver does not answer (NVML error {status})")
@@ -62,13 +86,13 @@ def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
     major, minor = ctypes.c_int(), ctypes.c_int()
     memory = _Memory()
     if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != _SUCCESS:
-        return Gpu(f"GPU {index}, not readable", "?", 0)
+        return Gpu(f"GPU {index}, not readable", None, 0)
     # Each question may be unsupported on some device; what stays at its default is then plain to see.
     named = nvml.nvmlDeviceGetName(handle, name, _TEXT_BYTES) == _SUCCESS
     capable = nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) == _SUCCESS
     nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
     return Gpu(
         name.value.decode() if named else f"GPU {index}",
-        f"{major.value}.{minor.value}" if capable else "?",
+        f"{major.value}.{minor.value}" if capable else None,
         int(memory.total),
     )
