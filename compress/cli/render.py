@@ -11,7 +11,7 @@ from compress.report.tables import ABSENT, Table, size_text
 
 KEY_DIGITS = 12
 # The one metric that says most about an artifact, best first; another artifact shows its first metric.
-_HEADLINES = ("top1", "tensors_calibrated", "int8_convolutions", "parity_sqnr")
+_HEADLINES = ("top1", "tensors_calibrated", "int8_operands", "parity_sqnr")
 
 
 def print_document(document: Any) -> None:

@@ -89,7 +89,11 @@ class Keys:
         try:
             return self._hashes.sha256(path)
         except OSError as error:
-            raise InputError(f"a source file cannot be read: {error.strerror}", where=str(path)) from error
+            raise InputError(
+                f"a source file cannot be read: {error.strerror}",
+                where=str(path),
+                hint="check `weights` and `model` of the step; paths start at the recipe's folder",
+            ) from error
 
 
 def name_sources(paths: Sequence[Path], base: Path) -> dict[str, Path]:

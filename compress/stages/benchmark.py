@@ -227,7 +227,7 @@ def _write_samples(
 def _metrics(document: "ReportDocument", workspace: Workspace) -> list[Metric]:
     """Top-1 of every variant; a variant that did not run becomes a note with its reason."""
     metrics: list[Metric] = []
-    for variant in document.variants:
+    for variant in reversed(document.variants):  # what is deployed comes first, the reference last
         if variant.top1 is None:
             workspace.notes.append(f"{variant.name} not run: {variant.reason}")
         else:

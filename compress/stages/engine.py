@@ -94,6 +94,10 @@ def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Met
             Metric(name=f"int8_{kind}", value=int8, unit=kind),
             Metric(name=kind, value=total, unit=kind),
         ]
+    kinds = [operands[kind] for kind in ("convolutions", "gemms")]
+    if total := sum(kind["total"] for kind in kinds):
+        share = sum(kind["int8"] for kind in kinds) / total
+        metrics.insert(0, Metric(name="int8_operands", value=share, unit="fraction", n=total))
     return metrics
 
 

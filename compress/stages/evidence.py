@@ -41,7 +41,11 @@ def variant_from(runnable: Runnable, evidence: Evidence) -> Variant:
     size_bytes = runnable.file.stat().st_size
     facts: dict[str, Any] = {}
     if artifact.manifest.kind is Kind.ENGINE:  # counts that its plan proves without running
-        facts = {metric.name: int(metric.value) for metric in artifact.manifest.metrics if metric.unit != "bytes"}
+        facts = {
+            metric.name: int(metric.value)
+            for metric in artifact.manifest.metrics
+            if metric.unit not in ("bytes", "fraction")
+        }
     if runnable.session is None:
         assert runnable.reason is not None
         return variant_not_run(name, kind, runnable.reason, parameters=parameters, size_bytes=size_bytes, facts=facts)
