@@ -32,7 +32,8 @@ class EngineConfig(StageConfig):
     backend: Literal["tensorrt_rtx", "tensorrt"] = "tensorrt_rtx"
     batch: BatchRange = BatchRange()
     target: str = Field(
-        default="auto", description="compute capability of the GPUs, or portable; auto: this GPU's for tensorrt"
+        default="auto",
+        description="compute capability of the GPU, e.g. 8.9; auto: portable for tensorrt_rtx, this GPU for tensorrt",
     )
     timeout_s: float = Field(default=900, gt=0, description="of the build, seconds")
     workspace_bytes: int | None = Field(
@@ -49,10 +50,11 @@ class EngineInputs:
 
 def resolve(config: EngineConfig) -> EngineConfig:
     """Say which GPUs the plan is for: it cannot be told apart from another one by its other settings."""
-    if config.target != "auto":
-        return config
-    portable = config.backend == "tensorrt_rtx"
-    return config.model_copy(update={"target": "portable" if portable else str(FACTS["compute_capability"]())})
+    return config.model_copy(update={"target": _default_target(config)}) if config.target == "auto" else config
+
+
+def _default_target(config: EngineConfig) -> str:
+    return "portable" if config.backend == "tensorrt_rtx" else str(FACTS["compute_capability"]())
 
 
 def _float_layers(model: OnnxModel | QuantizedOnnx) -> tuple[str, ...]:
@@ -75,6 +77,7 @@ def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Met
         input_name=INPUT,
         timeout_s=config.timeout_s,
         workspace_bytes=config.workspace_bytes,
+        compute_capabilities=() if config.target == _default_target(config) else (config.target,),
     )
     workspace.tensors = inputs.model.manifest.tensors
     workspace.quantization = inputs.model.manifest.quantization
