@@ -16,6 +16,8 @@ import re
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -296,14 +298,28 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _answer(request: BuildRequest) -> BuildAnswer:
+    try:
+        return BuildAnswer(sidecar=build(request, BuildLog(request.log_path)))
+    except CompressError as error:
+        return BuildAnswer(failure=BuildFailure.from_error(error))
+
+
+def _in_fresh_arena(work: Callable[[], BuildAnswer]) -> BuildAnswer:
+    """Run in a thread of its own, whose allocations do not depend on what the process allocated before.
+
+    TensorRT-RTX orders some of its work by address. A new thread's malloc arena is empty, so that the order of
+    addresses is that of the builder's own requests, whatever paths and settings this process was started with.
+    """
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(work).result()
+
+
 def main() -> None:
     """Read a request, build, answer."""
     _die_with_parent()
     request = BuildRequest.model_validate_json(sys.stdin.read())
-    try:
-        answer = BuildAnswer(sidecar=build(request, BuildLog(request.log_path)))
-    except CompressError as error:
-        answer = BuildAnswer(failure=BuildFailure.from_error(error))
+    answer = _in_fresh_arena(lambda: _answer(request))
     request.answer_path.write_text(answer.model_dump_json(), encoding="utf-8")
 
 

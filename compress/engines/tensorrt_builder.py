@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,18 @@ from compress.engines.availability import obstacle
 from compress.engines.build_request import BuildAnswer, BuildRequest
 from compress.engines.sidecar import Sidecar, sidecar_path, write_sidecar
 from compress.errors import CompressError, ModelError, UnavailableError, UsageError
+from compress.log import get_logger
 
 BUILDERS = ("tensorrt_rtx", "tensorrt")
 CHILD = (sys.executable, "-m", "compress.engines.build_child")
 _LAST_MESSAGES = 8
 _LAST_LINES = 20
+# Where malloc puts things must not depend on what it freed before: see docs/decisions/0007.
+_CHILD_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=268435456:glibc.malloc.trim_threshold=268435456",
+}
+_ASK_PERSONALITY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
 
 
 def build_engine(
@@ -98,17 +107,18 @@ def run_child(request: BuildRequest, timeout_s: float, command: Sequence[str] = 
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
-        done = subprocess.run(
-            command,
-            input=request.model_dump_json(),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            cwd=request.plan_path.parent,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            check=False,
-        )
+        with _fixed_addresses():
+            done = subprocess.run(
+                command,
+                input=request.model_dump_json(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                cwd=request.plan_path.parent,
+                env={**os.environ, **_CHILD_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)},
+                check=False,
+            )
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(
             f"{request.backend} did not finish within {timeout_s:g} s{_last_messages(request.log_path)}",
@@ -126,6 +136,28 @@ def run_child(request: BuildRequest, timeout_s: float, command: Sequence[str] = 
     if answer.sidecar is None:
         raise RuntimeError("the building process answered nothing")
     return answer.sidecar
+
+
+@contextmanager
+def _fixed_addresses() -> Iterator[None]:
+    """Start processes whose memory is laid out the same every time; Linux, see personality(2).
+
+    TensorRT-RTX orders some of its work by address: with random addresses the same model gives plans that differ in
+    internal names, and so in their digests.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = libc.personality(_ASK_PERSONALITY)
+    if before == -1 or libc.personality(before | _ADDR_NO_RANDOMIZE) == -1:
+        get_logger(__name__).info("addresses cannot be fixed here (seccomp?): another build may give other plan bytes")
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc.personality(before)
 
 
 def _check_arguments(backend: str, batch: tuple[int, int, int], timeout_s: float, workspace_bytes: int | None) -> None:
