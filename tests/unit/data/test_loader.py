@@ -15,16 +15,17 @@ def make_split(samples: int = 50, side: int = 6) -> Split:
     return Split("train", images, np.arange(samples) % 3, tuple(map(str, range(samples))))
 
 
-def joined(given: list[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return tuple(torch.cat(parts) for parts in zip(*given, strict=True))  # type: ignore[return-value]
+def joined(given: list[Batch]) -> Batch:
+    return Batch(*(torch.cat(parts) for parts in zip(*given, strict=True)))
 
 
 def test_sample_order_without_shuffle() -> None:
     split = make_split()
     given = list(batches(split, 8))
-    images, labels, indices = joined(given)
+    images, labels, indices, views = joined(given)
     assert [len(batch.labels) for batch in given] == [8] * 6 + [2]
     assert indices.tolist() == list(range(50))
+    assert views.tolist() == [0] * 50
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
     assert torch.equal(images, torch.from_numpy(split.images) / 255)
     assert labels.tolist() == split.labels.tolist()
@@ -61,7 +62,7 @@ def test_augmentation_depends_neither_on_batch_size_nor_shuffle() -> None:
     split = make_split()
     by_sample = []
     for size, shuffle in ((8, False), (50, False), (7, True)):
-        images, _, indices = joined(list(batches(split, size, augment=AUGMENT, shuffle=shuffle)))
+        images, _, indices, _ = joined(list(batches(split, size, augment=AUGMENT, shuffle=shuffle)))
         by_sample.append(images[indices.argsort()])
     assert torch.equal(by_sample[0], by_sample[1])
     assert torch.equal(by_sample[0], by_sample[2])
@@ -69,7 +70,7 @@ def test_augmentation_depends_neither_on_batch_size_nor_shuffle() -> None:
 
 def test_every_image_is_a_flip_and_shift_with_zeros_entering() -> None:
     split = make_split(400)
-    images, _, _ = joined(list(batches(split, 64, augment=AUGMENT)))
+    images = joined(list(batches(split, 64, augment=AUGMENT))).images
     seen: set[tuple[bool, int, int]] = set()
     for original, changed in zip(split.images, (images * 255).round().to(torch.uint8).numpy(), strict=True):
         fits = []
@@ -89,11 +90,13 @@ def test_every_image_is_a_flip_and_shift_with_zeros_entering() -> None:
 def test_flip_alone_leaves_half_as_it_is_and_the_data_untouched() -> None:
     split = make_split(400)
     before = split.images.copy()
-    images, _, _ = joined(list(batches(split, 64, augment=Augmentation(flip=True))))
-    unchanged = (images == torch.from_numpy(before) / 255).all(dim=(1, 2, 3)).float().mean()
-    assert 0.4 < unchanged < 0.6
+    images, _, _, views = joined(list(batches(split, 64, augment=Augmentation(flip=True))))
+    unchanged = (images == torch.from_numpy(before) / 255).all(dim=(1, 2, 3))
+    assert 0.4 < unchanged.float().mean() < 0.6
+    assert torch.equal(views == 0, unchanged)  # the view says which images were mirrored
     assert (split.images == before).all()
     assert not Augmentation().active
+    assert (Augmentation().views, Augmentation(flip=True).views, AUGMENT.views) == (1, 2, None)
 
 
 @pytest.mark.parametrize(
