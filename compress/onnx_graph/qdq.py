@@ -102,15 +102,15 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, Scale]) -> onnx.Mode
     if opset_of(result) < FIRST_OPSET:
         raise ModelError(f"The graph has opset {opset_of(result)}; expected at least {FIRST_OPSET}.")
     index, taken = GraphIndex(result), names_of(result)
-    todo = [spot for spot in placements(result) if not spot.quantized]
-    missing = sorted({spot.tensor for spot in todo} - set(scales))
+    unquantized = [spot for spot in placements(result) if not spot.quantized]
+    missing = sorted({spot.tensor for spot in unquantized} - set(scales))
     if missing:
         raise ModelError(
             f"No scale for {len(missing)} tensor(s): {', '.join(missing)}.", hint="Calibrate the graph first."
         )
     dequantized = _existing_pairs(result, index)
-    claims = Counter((spot.tensor, spot.axis) for spot in todo)
-    for spot in todo:
+    claims = Counter((spot.tensor, spot.axis) for spot in unquantized)
+    for spot in unquantized:
         key = (spot.tensor, spot.axis)
         if key not in dequantized and spot.axis is None:
             dequantized[key] = _emit_activation(result, spot.tensor, scales[spot.tensor], taken)

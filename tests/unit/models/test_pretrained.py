@@ -154,7 +154,7 @@ def test_truncated_files(tmp_path: Path, name: str) -> None:
     content = path.read_bytes()
     for length in range(0, len(content), max(1, len(content) // 40)):
         path.write_bytes(content[:length])
-        load_error(path)
+        assert load_error(path).exit_code == 5
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

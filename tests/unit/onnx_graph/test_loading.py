@@ -30,7 +30,7 @@ def test_saving_drops_metadata_but_not_from_the_callers_model(residual, tmp_path
 
 
 def test_a_missing_file(tmp_path):
-    refused(tmp_path / "none.onnx", "There is no ONNX file")
+    assert refused(tmp_path / "none.onnx", "There is no ONNX file").exit_code == 5
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 50, b"\x08\x0a", b"\x00" * 64, b"\xff\xd8\xff\xe0" * 20])
@@ -42,7 +42,7 @@ def test_garbage(tmp_path, content):
 
 def test_an_empty_file(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"")
-    refused(tmp_path / "a.onnx", "has 0 bytes; expected 1 to")
+    assert refused(tmp_path / "a.onnx", "has 0 bytes; expected 1 to").exit_code == 5
 
 
 def test_every_truncation_is_refused(residual, tmp_path):
@@ -56,7 +56,7 @@ def test_every_truncation_is_refused(residual, tmp_path):
 def test_a_graph_that_the_checker_refuses(residual, tmp_path):
     residual.graph.node[0].input[1] = "nowhere"
     (tmp_path / "a.onnx").write_bytes(residual.SerializeToString())
-    refused(tmp_path / "a.onnx", "onnx.checker refuses the graph")
+    assert refused(tmp_path / "a.onnx", "onnx.checker refuses the graph").exit_code == 5
     with pytest.raises(ModelError, match=r"onnx\.checker refuses"):
         save_onnx(residual, tmp_path / "b.onnx")
     assert not (tmp_path / "b.onnx").exists()
@@ -69,7 +69,7 @@ def test_weights_that_are_not_finite_are_named(residual, tmp_path, value):
     weight[0, 0, 0, 0] = value
     tensor.CopyFrom(onnx.numpy_helper.from_array(weight, "w1"))
     (tmp_path / "a.onnx").write_bytes(residual.SerializeToString())
-    refused(tmp_path / "a.onnx", r"NaN or infinite: w1 \(1 of 2304\)")
+    assert refused(tmp_path / "a.onnx", r"NaN or infinite: w1 \(1 of 2304\)").exit_code == 5
     with pytest.raises(ModelError, match="w1"):
         require_finite(residual)
 
@@ -97,29 +97,29 @@ def test_external_data_outside_the_folder(residual, tmp_path, location):
     (tmp_path / "secret.bin").write_bytes(b"x" * 100_000)
     (tmp_path / "model").mkdir()
     path = with_external_data(residual, tmp_path / "model", location)
-    refused(path, "is outside the folder; expected a plain file beside the model")
+    assert refused(path, "is outside the folder; expected a plain file beside the model").exit_code == 5
 
 
 def test_external_data_behind_a_link(residual, tmp_path):
     (tmp_path / "model").mkdir()
     path = with_external_data(residual, tmp_path / "model", "link.bin")
     (path.parent / "link.bin").symlink_to(path.parent / "weights.bin")
-    refused(path, "is a symbolic link")
+    assert refused(path, "is a symbolic link").exit_code == 5
 
 
 def test_external_data_behind_a_linked_folder(residual, tmp_path):
     (tmp_path / "model").mkdir()
     path = with_external_data(residual, tmp_path / "model", "sub/weights.bin")
     (path.parent / "sub").symlink_to(path.parent)
-    refused(path, "is a symbolic link")
+    assert refused(path, "is a symbolic link").exit_code == 5
 
 
 def test_external_data_that_is_missing_or_too_short(residual, tmp_path):
     path = with_external_data(residual, tmp_path)
     (tmp_path / "weights.bin").write_bytes(b"short")
-    refused(path, "cannot be read|refuses")
+    assert refused(path, "cannot be read|refuses").exit_code == 5
     (tmp_path / "weights.bin").unlink()
-    refused(path, "is missing")
+    assert refused(path, "is missing").exit_code == 5
 
 
 def test_check_model_takes_a_sound_graph(residual):

@@ -168,28 +168,33 @@ def test_a_damaged_file_is_named(float_folder: Path, name: str):
 
 def test_other_fields_are_refused(float_folder: Path):
     edit_json(float_folder / "checkpoint.json", lambda d: d.update(extra=1) or d.pop("mean"))
-    refused(float_folder, "missing or unexpected fields: extra, mean")
+    assert refused(float_folder, "missing or unexpected fields: extra, mean").exit_code == 5
 
 
 def test_another_format_is_refused(float_folder: Path):
     edit_json(float_folder / "checkpoint.json", lambda d: d.update(format=2))
-    refused(float_folder, "another format than 1")
+    assert refused(float_folder, "another format than 1").exit_code == 5
 
 
 def test_contradictions_are_refused(float_folder: Path):
     edit_json(float_folder / "checkpoint.json", lambda d: d.update(mean=[0.1, 0.2, 0.3]))
-    refused(float_folder, r"contradicts itself: image shape \(1, 8, 8\), 3 means, 1 deviations, 4 classes")
+    assert (
+        refused(
+            float_folder, r"contradicts itself: image shape \(1, 8, 8\), 3 means, 1 deviations, 4 classes"
+        ).exit_code
+        == 5
+    )
 
 
 @pytest.mark.parametrize("change", [{"image_shape": []}, {"classes": 3}, {"mean": None}, {"scheme": {"name": "x"}}])
 def test_malformed_values_are_refused(float_folder: Path, change: dict[str, Any]):
     edit_json(float_folder / "checkpoint.json", lambda d: d.update(change))
-    refused(float_folder, "malformed|contradicts itself")
+    assert refused(float_folder, "malformed|contradicts itself").exit_code == 5
 
 
 def test_an_unknown_scheme_is_refused(qat_folder: Path):
     edit_json(qat_folder / "checkpoint.json", lambda d: d["scheme"].update(name="int3"))
-    refused(qat_folder, "unknown quantization scheme 'int3', expected 'int8-symmetric'")
+    assert refused(qat_folder, "unknown quantization scheme 'int3', expected 'int8-symmetric'").exit_code == 5
 
 
 def test_missing_and_unexpected_weights_are_listed(float_folder: Path):
@@ -202,12 +207,12 @@ def test_missing_and_unexpected_weights_are_listed(float_folder: Path):
 
 def test_other_shapes_are_listed(float_folder: Path):
     edit_json(float_folder / "checkpoint.json", lambda d: d["model"].update(widths=[4, 16]))
-    refused(float_folder, "weight shapes or types differ")
+    assert refused(float_folder, "weight shapes or types differ").exit_code == 5
 
 
 def test_nan_weights_are_refused(float_folder: Path):
     edit_tensors(float_folder / "weights.safetensors", lambda t: t["mean"].fill_(float("nan")))
-    refused(float_folder, "NaN or infinite weights in mean")
+    assert refused(float_folder, "NaN or infinite weights in mean").exit_code == 5
 
 
 def test_other_answers_to_the_probe_are_refused(float_folder: Path):
@@ -234,7 +239,7 @@ def test_a_fake_quant_scale_that_is_wrong_is_noticed(qat_folder: Path):
         tensors["network.activation_post_process_0.scale"] /= 2
 
     edit_tensors(qat_folder / "weights.safetensors", halve)
-    refused(qat_folder, "fake-quant network answers the probe differently")
+    assert refused(qat_folder, "fake-quant network answers the probe differently").exit_code == 5
 
 
 def test_a_fake_quant_rounding_is_forgiven(qat_folder: Path, train_split: Split):
@@ -247,4 +252,4 @@ def test_a_fake_quant_rounding_is_forgiven(qat_folder: Path, train_split: Split)
 
 def test_fake_quant_weights_need_the_scheme(qat_folder: Path):
     edit_json(qat_folder / "checkpoint.json", lambda d: d.update(scheme=None))
-    refused(qat_folder, "weight keys differ")
+    assert refused(qat_folder, "weight keys differ").exit_code == 5
