@@ -18,9 +18,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from onnx import ModelProto
 
@@ -29,6 +30,8 @@ from compress.engines.onnx_check import axis_names, check_quantization, compute_
 from compress.engines.rtx_program import compute_capabilities, count_int8, operand_types
 from compress.engines.sidecar import Count, IoTensor, OperandTypes, OperationTypes, Profile, Sidecar
 from compress.errors import CompressError, ModelError, TryAgainError, UnavailableError, UsageError
+
+_Result = TypeVar("_Result")
 
 _PR_SET_PDEATHSIG = 1
 _MAX_LISTED = 10
@@ -73,6 +76,32 @@ class BuildLog:
         return tuple(text if count == 1 else f"{text} ({count} times)" for text, count in counts.items())
 
 
+class FreshArenas:
+    """Runs work whose allocations do not depend on what the process allocated before: see docs/decisions/0007.
+
+    TensorRT-RTX orders some of its work by address. A new thread's malloc arena is empty while all others are in use,
+    so every piece of work gets a thread that lives until the end: the order of addresses is then that of the work's
+    own requests, whatever paths and settings this process was started with.
+    """
+
+    def __init__(self) -> None:
+        self._threads: list[ThreadPoolExecutor] = []
+
+    def run(self, work: Callable[[], _Result]) -> _Result:
+        """Do the work in a thread of its own; returns its result, raises its error."""
+        self._threads.append(ThreadPoolExecutor(max_workers=1))
+        return self._threads[-1].submit(work).result()
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What must outlive the build: a parser on a collected network crashes the process."""
+
+    builder: Any
+    network: Any
+    parser: Any
+
+
 def build(request: BuildRequest, log: BuildLog) -> Sidecar:
     """Parse, configure, build, write the plan.
 
@@ -87,19 +116,13 @@ def build(request: BuildRequest, log: BuildLog) -> Sidecar:
     check_quantization(model)
     trt = import_module(request.backend)
     logger = _make_logger(trt, log)
-    builder = _started(lambda: trt.Builder(logger), "builder", log)
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    # Both names must outlive the build: a parser on a collected network crashes the process.
-    network = builder.create_network(1 << int(flag) if flag is not None else 0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(data):
-        raise _parser_error(parser)
-    if network.num_layers == 0 or network.num_outputs == 0:
-        raise ModelError(f"The parser found {network.num_layers} layers and {network.num_outputs} outputs in the model")
+    arenas = FreshArenas()
+    parsed = arenas.run(lambda: _parsed(trt, logger, data, log))
+    builder, network = parsed.builder, parsed.network
     config = builder.create_builder_config()
     _configure(trt, config, request, log)
     profiles = _add_profile(builder, config, network, request)
-    plan = builder.build_serialized_network(network, config)
+    plan = arenas.run(lambda: builder.build_serialized_network(network, config))
     if plan is None:
         raise _build_error(request.backend, log)
     plan_bytes = bytes(plan)
@@ -123,6 +146,18 @@ def build(request: BuildRequest, log: BuildLog) -> Sidecar:
         operand_types=_operand_types(plan_bytes, model) if request.backend == "tensorrt_rtx" else None,
         messages=log.summary(),
     )
+
+
+def _parsed(trt: Any, logger: Any, data: bytes, log: BuildLog) -> Parsed:
+    builder = _started(lambda: trt.Builder(logger), "builder", log)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(1 << int(flag) if flag is not None else 0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(data):
+        raise _parser_error(parser)
+    if network.num_layers == 0 or network.num_outputs == 0:
+        raise ModelError(f"The parser found {network.num_layers} layers and {network.num_outputs} outputs in the model")
+    return Parsed(builder, network, parser)
 
 
 def _make_logger(trt: Any, log: BuildLog) -> Any:
@@ -305,21 +340,11 @@ def _answer(request: BuildRequest) -> BuildAnswer:
         return BuildAnswer(failure=BuildFailure.from_error(error))
 
 
-def _in_fresh_arena(work: Callable[[], BuildAnswer]) -> BuildAnswer:
-    """Run in a thread of its own, whose allocations do not depend on what the process allocated before.
-
-    TensorRT-RTX orders some of its work by address. A new thread's malloc arena is empty, so that the order of
-    addresses is that of the builder's own requests, whatever paths and settings this process was started with.
-    """
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(work).result()
-
-
 def main() -> None:
     """Read a request, build, answer."""
     _die_with_parent()
     request = BuildRequest.model_validate_json(sys.stdin.read())
-    answer = _in_fresh_arena(lambda: _answer(request))
+    answer = _answer(request)
     request.answer_path.write_text(answer.model_dump_json(), encoding="utf-8")
 
 

@@ -24,10 +24,10 @@ BUILDERS = ("tensorrt_rtx", "tensorrt")
 CHILD = (sys.executable, "-m", "compress.engines.build_child")
 _LAST_MESSAGES = 8
 _LAST_LINES = 20
-# Where malloc puts things must not depend on what it freed before: see docs/decisions/0007.
+# Where malloc puts things must not depend on what was freed before, by whichever thread: see docs/decisions/0007.
 _CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=268435456:glibc.malloc.trim_threshold=268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mmap_threshold=268435456",
 }
 _ASK_PERSONALITY, _ADDR_NO_RANDOMIZE = 0xFFFFFFFF, 0x0040000
 

@@ -15,6 +15,7 @@ import pytest
 
 from compress.artifacts.manifest import Artifact
 from compress.artifacts.store import Store
+from compress.engines.tensorrt_builder import build_engine
 
 
 def clone(root: Path, folder: Path) -> Path:
@@ -43,7 +44,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_clones_at_different_paths_make_the_same_artifacts(root, shrunk, tmp_path):
+def test_two_clones_at_different_paths_make_the_same_artifacts(root, shrunk, tmp_path, monkeypatch):
     folders = [clone(root, tmp_path / "one"), clone(root, tmp_path / "elsewhere" / "two")]
 
     for folder in folders:
@@ -54,6 +55,16 @@ def test_two_clones_at_different_paths_make_the_same_artifacts(root, shrunk, tmp
     first, second = (digests(folder) for folder in folders)
     assert len(first) == 7
     assert first == second
+
+    # The engine again, where only paths and settings differ: TensorRT-RTX orders its work by memory address.
+    (model,) = folders[0].glob("artifacts/calibrate/*/model.onnx")
+    (plan,) = folders[0].glob("artifacts/engine/*/model.plan")
+    for depth in range(1, 7):
+        folder = tmp_path.joinpath(*["deeper" * depth] * depth)
+        folder.mkdir(parents=True)
+        monkeypatch.setenv("A_SETTING", "of some length" * depth**3)
+        build_engine(model, folder / "model.plan")
+        assert (folder / "model.plan").read_bytes() == plan.read_bytes()
 
 
 @pytest.mark.slow
