@@ -6,10 +6,10 @@ with zero point 128; weights stay int8 where that is exact, and biases become in
 last Gemm in float.
 
 On x86 without VNNI, ONNX Runtime multiplies uint8 by int8 with vpmaddubsw, which adds two products in 16 bits and
-saturates once codes exceed 127: 255 * 127 * 2 > 32767. Zero point 128 uses such codes all the time (a white pixel is
-255), so the weights of those layers are stored as uint8 with zero point 128: the uint8 by uint8 kernel is exact, and
-slower, on every processor. Post-Relu codes stay within 127 wherever the calibrated range holds, so those layers keep
-the fast kernel.
+saturates once codes exceed 127: 255 * 127 * 2 > 32767. Post-Relu codes stay within 127 wherever the calibrated range
+holds. Zero point 128 and the Clip rule use all 256 codes (a white pixel is 255): our own scales give the weights of
+such layers 7 bits (`Scheme`), which fits, and keep the fast kernel. Where another quantizer gave them 8 bits, the
+weights are stored as uint8 with zero point 128: the uint8 by uint8 kernel is exact, and slower, on every processor.
 """
 
 from __future__ import annotations
@@ -32,19 +32,12 @@ from compress.onnx_graph.graph import (
     tidy,
     unique_name,
 )
+from compress.onnx_graph.signs import constant_bound, sign_oracle
 from compress.onnx_graph.simplify import simplify
 
-ALWAYS_NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp"})
-KEEPS_SIGN = frozenset(  # of their first input
-    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice "
-    "Identity QuantizeLinear DequantizeLinear".split()
-)
-SIGN_OF_ALL_INPUTS = frozenset({"Concat", "Add", "Mul", "Max"})
 MIDDLE = 128  # the unsigned code of 0.0 where the signed one was 0
 UNSIGNED_MAX = 255
 SIGNED_MAX = 127
-
-
 SAFE_WEIGHT_CODE = 64
 BIAS_LIMIT = 2**30  # int32 codes of a bias, with a factor of two to spare
 UnsignedWeights = Literal["never", "shifted", "always"]
@@ -61,18 +54,19 @@ def unsigned_from_signed(model: onnx.ModelProto, *, unsigned_weights: UnsignedWe
     Args:
         model: signed symmetric Q/DQ, int8, zero point 0, one scale per activation.
         unsigned_weights: which layers store uint8 weights, exact on every processor and about twice as slow as int8
-            ones: "shifted" those whose input has zero point 128 and whose weight codes exceed
-            64, "never" none, "always" all.
+            ones: "shifted" those whose input uses all 256 codes and whose weight codes exceed 64, "never" none,
+            "always" all.
 
     Raises:
         ModelError: an activation is not int8 with zero point 0 and one constant scale.
     """
     result = simplify(model)  # folds weight Qs and transposes, without which ORT takes float kernels
     index, taken = GraphIndex(result), names_of(result)
-    non_negative = _sign_oracle(index)
+    non_negative = sign_oracle(index)
     nodes: list[onnx.NodeProto] = []
     replaced: dict[str, tuple[str, str, str]] = {}  # old Q output -> (new Q output, scale, zero point)
     seen: dict[tuple[str, float], tuple[str, str, str]] = {}
+    full_range: set[str] = set()  # Q outputs with codes up to 255
     for node in result.graph.node:
         if node.op_type == QUANTIZE:
             step = _signed_step(node, index)
@@ -80,17 +74,19 @@ def unsigned_from_signed(model: onnx.ModelProto, *, unsigned_weights: UnsignedWe
             if key not in seen:
                 source, fresh_step, zero = _unsigned_parameters(node.input[0], step, index, non_negative)
                 seen[key] = _emit_quantize(result, nodes, node, source, fresh_step, zero, taken)
+                if zero == MIDDLE or source != node.input[0]:
+                    full_range.add(seen[key][0])
             replaced[node.output[0]] = seen[key]
         elif node.op_type == DEQUANTIZE and node.input[0] in replaced:
             nodes.append(helper.make_node(DEQUANTIZE, replaced[node.input[0]], node.output, name=node.name))
         else:
             nodes.append(node)
     set_nodes(result, nodes)
-    _store_integer_parameters(result, unsigned_weights)
+    _store_integer_parameters(result, full_range, unsigned_weights)
     return tidy(result)
 
 
-def _store_integer_parameters(model: onnx.ModelProto, unsigned_weights: UnsignedWeights) -> None:
+def _store_integer_parameters(model: onnx.ModelProto, full_range: set[str], unsigned_weights: UnsignedWeights) -> None:
     """Give every quantized Conv and Gemm an int32 bias, and uint8 weights where asked for."""
     index, taken = GraphIndex(model), names_of(model)
     for node in list(model.graph.node):
@@ -101,7 +97,6 @@ def _store_integer_parameters(model: onnx.ModelProto, unsigned_weights: Unsigned
         if activation is None or weight is None or codes is None:
             continue
         steps, step = (index.required(dequantize.input[1], "scale") for dequantize in (weight, activation))
-        zero = index.required(activation.input[2], "zero point")
         bias = index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         axis = attributes(weight).get("axis", 1)
         if (
@@ -118,7 +113,8 @@ def _store_integer_parameters(model: onnx.ModelProto, unsigned_weights: Unsigned
             steps = wider
             node.input[2] = _emit_bias(model, node, bias, np.float32(step) * steps, taken)
         # 255 * 64 * 2 fits 16 bits: small codes, e.g. 7-bit weights, need no shift
-        saturates = int(zero) == MIDDLE and int(np.abs(codes.astype(np.int16)).max(initial=0)) > SAFE_WEIGHT_CODE
+        large = int(np.abs(codes.astype(np.int16)).max(initial=0)) > SAFE_WEIGHT_CODE
+        saturates = large and activation.input[0] in full_range
         shift = unsigned_weights == "always" or (unsigned_weights == "shifted" and saturates)
         node.input[1] = _emit_weight(model, weight, codes, steps, shift, taken)
 
@@ -161,42 +157,13 @@ def _signed_step(node: onnx.NodeProto, index: GraphIndex) -> float:
     return float(step.reshape(-1)[0])
 
 
-def _sign_oracle(index: GraphIndex) -> Callable[[str], bool]:
-    """A function that tells whether a tensor is never negative, from the operators that make it."""
-    known: dict[str, bool] = {}
-    for name, tensor in index.constants.items():
-        array = index.constant(name)
-        known[name] = (
-            tensor.dims[:] != [0] and array is not None and array.dtype.kind in "fiu" and bool((array >= 0).all())
-        )
-    for node in index.graph.node:  # in topological order, so that inputs are known
-        if node.op_type in ALWAYS_NON_NEGATIVE:
-            answer = True
-        elif node.op_type == "Clip":
-            low = _bound(node, 1, index)
-            answer = (low is not None and low >= 0) or known.get(node.input[0], False)
-        elif node.op_type in KEEPS_SIGN:
-            answer = known.get(node.input[0], False)
-        elif node.op_type in SIGN_OF_ALL_INPUTS:
-            answer = all(known.get(name, False) for name in node.input)
-        else:
-            answer = False
-        known.update(dict.fromkeys(node.output, answer))
-    return lambda name: known.get(name, False)
-
-
-def _bound(node: onnx.NodeProto, position: int, index: GraphIndex) -> float | None:
-    array = index.constant(node.input[position]) if len(node.input) > position and node.input[position] else None
-    return None if array is None else float(array)
-
-
 def _unsigned_parameters(
     tensor: str, step: float, index: GraphIndex, non_negative: Callable[[str], bool]
 ) -> tuple[str, float, int]:
     """(tensor to quantize, scale, zero point) of the unsigned Q."""
     clip = index.producer(tensor, "Clip")
-    if clip is not None and _bound(clip, 1, index) == 0.0:
-        high = _bound(clip, 2, index)
+    if clip is not None and constant_bound(clip, 1, index) == 0.0:
+        high = constant_bound(clip, 2, index)
         if high is not None and high > 0:
             # keeping the step would let codes reach twice the bound once the Clip is gone
             return clip.input[0], min(SIGNED_MAX * step, high) / UNSIGNED_MAX, 0

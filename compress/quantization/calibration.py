@@ -16,6 +16,8 @@ from compress.errors import DataError, ModelError, UsageError
 from compress.onnx_graph.graph import GraphIndex, copy_model
 from compress.onnx_graph.placement import placements
 from compress.onnx_graph.scales import LEVELS, Scale
+from compress.onnx_graph.signs import half_range_oracle
+from compress.quantization.scheme import Scheme
 
 Method = Literal["minmax", "entropy"]
 BINS = 4096  # the range fills more than half of them, so at least the 2,048 of Migacz's method cover it
@@ -268,13 +270,15 @@ def weight_scales(model: onnx.ModelProto, known: Mapping[str, Scale]) -> tuple[d
     """Symmetric scales, one per output channel, for every weight that is to be quantized and is not in `known`.
 
     Returns:
-        scale = max |w| / 127 per channel, source "weights"; and notes. A channel of zeros gets the largest scale of
-        its tensor, because a tiny one would push the channel's bias out of int32.
+        scale = max |w| / 127 per channel, / 63 where `Scheme` has 7 bits, source "weights"; and notes. A channel of
+        zeros gets the largest scale of its tensor, because a tiny one would push the channel's bias out of int32.
     """
-    index = GraphIndex(model)
+    index, spots = GraphIndex(model), placements(model)
+    half_range = half_range_oracle(index)
+    activations = {spot.node.output[0]: spot.tensor for spot in spots if spot.position == 0}
     scales: dict[str, Scale] = {}
     notes = []
-    for spot in placements(model):
+    for spot in spots:
         if spot.axis is None or spot.quantized or spot.tensor in known or spot.tensor in scales:
             continue
         weight = index.required(spot.tensor, "weight")
@@ -283,7 +287,8 @@ def weight_scales(model: onnx.ModelProto, known: Mapping[str, Scale]) -> tuple[d
         dead = int((largest == 0).sum())
         if dead:
             notes.append(f"weight {spot.tensor}: {dead} of {largest.size} output channels are zero")
-        fallback = largest.max() / LEVELS if dead < largest.size else ZERO_TENSOR_SCALE
-        steps = np.where(largest > 0, np.maximum(largest / LEVELS, SMALLEST_SCALE), fallback).astype(np.float32)
+        _, levels = Scheme().weight_range(half_range=half_range(activations[spot.node.output[0]]))
+        fallback = largest.max() / levels if dead < largest.size else ZERO_TENSOR_SCALE
+        steps = np.where(largest > 0, np.maximum(largest / levels, SMALLEST_SCALE), fallback).astype(np.float32)
         scales[spot.tensor] = Scale(tuple(map(float, steps)), "weights", spot.axis)
     return scales, notes

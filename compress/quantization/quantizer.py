@@ -29,6 +29,7 @@ from compress.quantization.batch_norm import (
     scale_weights_by_batch_norm,
 )
 from compress.quantization.scheme import ACTIVATION_RANGE, QUANTIZER_VERSION, Scheme
+from compress.quantization.signs import within_half_range
 
 _ATEN = torch.ops.aten
 _PRODUCTS = {_ATEN.matmul.default, _ATEN.bmm.default}
@@ -86,8 +87,8 @@ class TensorRTQuantizer:
             ),
         )
 
-    def _weight(self, axis: int) -> Any:
-        low, high = self.scheme.weight_range
+    def _weight(self, axis: int, *, half_range: bool) -> Any:
+        low, high = self.scheme.weight_range(half_range=half_range)
         return _torchao().quantizer.QuantizationSpec(
             dtype=torch.int8,
             quant_min=low,
@@ -105,25 +106,27 @@ class TensorRTQuantizer:
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Attach to each node of `model` the specification of its quantized inputs."""
-        ancestry = _float_ancestors(model.graph)
+        ancestry, half_range = _float_ancestors(model.graph), within_half_range(model.graph)
         for node in model.graph.nodes:
-            inputs = self._quantized_inputs(node, ancestry)
+            inputs = self._quantized_inputs(node, ancestry, half_range)
             if inputs:
                 node.meta["quantization_annotation"] = _torchao().quantizer.QuantizationAnnotation(
                     input_qspec_map=inputs, _annotated=True
                 )
         return model
 
-    def _quantized_inputs(self, node: fx.Node, ancestry: dict[fx.Node, int]) -> dict[fx.Node, Any]:
+    def _quantized_inputs(
+        self, node: fx.Node, ancestry: dict[fx.Node, int], half_range: set[fx.Node]
+    ) -> dict[fx.Node, Any]:
         operands = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
         if node.target in WEIGHTED:
-            return {operands[0]: self.activation, operands[1]: self._weight(0)}
+            return {operands[0]: self.activation, operands[1]: self._weight(0, half_range=operands[0] in half_range)}
         if node.target in _PRODUCTS:
             left, right = operands
             if ancestry[left] and ancestry[right]:
                 return dict.fromkeys(operands, self.activation)
             if ancestry[left] and right.meta["val"].ndim == 2:
-                return {left: self.activation, right: self._weight(1)}
+                return {left: self.activation, right: self._weight(1, half_range=left in half_range)}
         if node.target in _SUMS and _is_residual_sum(operands, ancestry):
             return dict.fromkeys(operands, self.activation)
         if node.target in _AVERAGE_POOLS:

@@ -182,7 +182,7 @@ def _description_from(document: dict[str, Any], path: Path) -> CheckpointDescrip
 
 
 def _scheme_from(document: Mapping[str, Any]) -> Scheme:
-    return Scheme(name=document["name"], weight_bits=document["weight_bits"])
+    return Scheme(**{field.name: document[field.name] for field in fields(Scheme)})
 
 
 def _rebuilt(description: CheckpointDescription, base: Path) -> nn.Module:

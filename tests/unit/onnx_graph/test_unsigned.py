@@ -77,34 +77,54 @@ def test_predictions_are_nearly_those_of_the_signed_graph(name, request, images,
     assert sqnr_db(infer(unsigned, images), infer(model, images)) > 20
 
 
-def test_kernels_do_not_saturate_where_codes_pass_127(mlp, infer):
+def eight_bit(signed):
+    """The first layer as another quantizer leaves it: weight codes up to 127 where the image may be negative."""
+    for tensor in signed.graph.initializer:
+        if tensor.name in ("w0", "w0.scale"):
+            array = numpy_helper.to_array(tensor)
+            wider = array * 2 if array.dtype == np.int8 else array / 2
+            tensor.CopyFrom(numpy_helper.from_array(wider.astype(array.dtype), tensor.name))
+    return signed
+
+
+def kinds_of_codes(model):
+    return [tensor.data_type for tensor in model.graph.initializer if tensor.name.endswith(".codes")]
+
+
+@pytest.mark.parametrize(("quantizer", "unsigned"), [("ours", 0), ("another", 1)])
+def test_kernels_do_not_saturate_where_codes_pass_127(mlp, infer, quantizer, unsigned):
     """Every processor must compute what the graph says; uint8 x int8 without VNNI does not for bright images."""
     bright = np.random.default_rng(0).uniform(0.8, 1, (64, 1, 8, 8)).astype(np.float32)
     for tensor in mlp.graph.initializer:
         if tensor.name == "w0":  # neighbours of one sign: the products of a pair add up
             tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)), "w0"))
-    unsigned = unsigned_from_signed(signed_from(mlp, bright))
-    index = GraphIndex(unsigned)
-    kinds = {t.data_type for name, t in index.constants.items() if name.endswith(".codes")}
-    assert kinds == {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}  # the first layer, the one behind the Relu
-    np.testing.assert_allclose(infer(unsigned, bright), infer(unsigned, bright, optimize=False), atol=1e-5)
+    signed = signed_from(mlp, bright)
+    model = unsigned_from_signed(eight_bit(signed) if quantizer == "another" else signed)
+    assert kinds_of_codes(model).count(onnx.TensorProto.UINT8) == unsigned
+    np.testing.assert_allclose(infer(model, bright), infer(model, bright, optimize=False), atol=1e-5)
 
 
 @pytest.mark.parametrize(("choice", "unsigned"), [("never", 0), ("shifted", 1), ("always", 4)])
 def test_which_layers_store_unsigned_weights(residual, images, choice, unsigned):
-    model = unsigned_from_signed(signed_from(residual, images), unsigned_weights=choice)
-    codes = [t for t in model.graph.initializer if t.name.endswith(".codes")]
-    assert len(codes) == 4
-    assert sum(t.data_type == onnx.TensorProto.UINT8 for t in codes) == unsigned
+    kinds = kinds_of_codes(unsigned_from_signed(eight_bit(signed_from(residual, images)), unsigned_weights=choice))
+    assert len(kinds) == 4
+    assert kinds.count(onnx.TensorProto.UINT8) == unsigned
 
 
-def test_small_weight_codes_need_no_shift(residual, images):
-    signed = signed_from(residual, images)
+def test_our_own_weights_need_no_shift(residual, depthwise, images):
+    """Seven bits where the activation uses all 256 codes: the image, and what is behind a Clip."""
+    for model in (residual, depthwise):
+        kinds = kinds_of_codes(unsigned_from_signed(signed_from(model, images)))
+        assert set(kinds) == {onnx.TensorProto.INT8}
+
+
+def test_eight_bit_weights_behind_a_clip_are_shifted(depthwise, images):
+    signed = signed_from(depthwise, images)
     for tensor in signed.graph.initializer:
-        if tensor.name == "w0":
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) // 2, "w0"))
-    codes = [t for t in unsigned_from_signed(signed).graph.initializer if t.name.endswith(".codes")]
-    assert all(t.data_type == onnx.TensorProto.INT8 for t in codes)
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.int8 and array.ndim > 1:
+            tensor.CopyFrom(numpy_helper.from_array((array * 2).astype(np.int8), tensor.name))
+    assert onnx.TensorProto.UINT8 in kinds_of_codes(unsigned_from_signed(signed))
 
 
 def test_the_clip_rule(depthwise, images, infer):

@@ -274,7 +274,7 @@ def test_unknown_names():
 
 def test_weight_scales_by_hand():
     scales, notes = weight_scales(small_net(weight=(2.54, -1.27)), {})
-    assert scales["w"].scale == pytest.approx((0.02, 0.01))
+    assert scales["w"].scale == pytest.approx((2.54 / 63, 1.27 / 63))  # 7 bits: the image may be negative
     assert (scales["w"].source, scales["w"].axis) == ("weights", 0)
     assert len(scales["v"].scale) == 3  # pyright: ignore[reportArgumentType]
     assert notes == []
@@ -282,7 +282,7 @@ def test_weight_scales_by_hand():
 
 def test_a_dead_output_channel_gets_the_largest_scale_and_a_note():
     scales, notes = weight_scales(small_net(weight=(2.54, 0)), {})
-    assert scales["w"].scale == pytest.approx((0.02, 0.02))
+    assert scales["w"].scale == pytest.approx((2.54 / 63, 2.54 / 63))
     assert notes == ["weight w: 1 of 2 output channels are zero"]
 
 

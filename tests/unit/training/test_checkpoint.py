@@ -17,7 +17,7 @@ from compress.errors import ModelError
 from compress.models.catalogue import build_model
 from compress.models.normalized import Normalized
 from compress.quantization.quantizer import FakeQuantNetwork, calibrate_ranges, prepare_qat, scheme_description
-from compress.quantization.scheme import Scheme
+from compress.quantization.scheme import QUANTIZER_VERSION, Scheme
 from compress.training.checkpoint import CheckpointDescription, load_checkpoint, save_checkpoint
 
 MODEL = {"name": "resnet", "widths": [4, 8]}
@@ -231,7 +231,7 @@ def test_a_fake_quant_probe_names_all_versions(qat_folder: Path):
     edit_json(qat_folder / "checkpoint.json", lambda d: d["versions"].update(torchao="0.1.2"))
     edit_tensors(qat_folder / "probe.safetensors", lambda t: t["logits"].mul_(1.05))
     error = refused(qat_folder, r"fake-quant network answers the probe differently: 26\.\d dB, expected at least 38 dB")
-    assert "torchao 0.1.2, quantizer 1; here are torch" in error.hint
+    assert f"torchao 0.1.2, quantizer {QUANTIZER_VERSION}; here are torch" in error.hint
 
 
 def test_a_fake_quant_scale_that_is_wrong_is_noticed(qat_folder: Path):
