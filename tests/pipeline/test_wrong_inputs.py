@@ -113,7 +113,7 @@ def wrong(cli, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def check(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
     """Exit code, message, and no traceback."""
     assert done.returncode == code, done.stderr
     assert re.search(message, done.stderr), done.stderr
@@ -124,30 +124,32 @@ def check(done: subprocess.CompletedProcess[str], code: int, message: str) -> No
 def test_recipe_is_refused_before_any_work(name, wrong, tmp_path):
     text, arguments, code, message = RECIPES[name]
 
-    check(wrong(text, *arguments), code, message)
+    assert_refused(wrong(text, *arguments), code, message)
 
     assert not (tmp_path / "store").exists(), "nothing was started"
 
 
 def test_missing_recipe(cli, tmp_path):
-    check(cli("run", "nowhere.yaml", cwd=tmp_path), 2, r"nowhere\.yaml")
+    assert_refused(cli("run", "nowhere.yaml", cwd=tmp_path), 2, r"nowhere\.yaml")
 
 
 def test_missing_data(wrong):
-    check(wrong(IMAGES), 5, r"missing folder .*images")
+    assert_refused(wrong(IMAGES), 5, r"missing folder .*images")
 
 
 def test_store_that_cannot_be_written(cli, tmp_path):
     (tmp_path / "wrong.yaml").write_text(HEAD)
 
     # Not even root can make a folder there, and chmod would not stop root.
-    check(cli("run", "wrong.yaml", "--store", "/sys/store", cwd=tmp_path), 75, r"(?s)cannot be written.*/sys/store")
+    assert_refused(
+        cli("run", "wrong.yaml", "--store", "/sys/store", cwd=tmp_path), 75, r"(?s)cannot be written.*/sys/store"
+    )
 
 
 def test_store_that_is_a_file(wrong, tmp_path):
     (tmp_path / "store").write_text("a file where the folder should be")
 
-    check(wrong(HEAD), 2, r"the store must be a folder, got the file store")
+    assert_refused(wrong(HEAD), 2, r"the store must be a folder, got the file store")
 
 
 @pytest.fixture
@@ -210,17 +212,19 @@ def leak(images: Path) -> None:
 def test_images_that_cannot_be_used(spoil, message, wrong, images):
     spoil(images)
 
-    check(wrong(IMAGES), 5, message)
+    assert_refused(wrong(IMAGES), 5, message)
 
 
 @pytest.mark.slow
 def test_calibration_set_below_100(wrong):
-    check(wrong(CHAIN.replace("128", "99")), 5, r"calibration set too small: got 99 samples, expected at least 100")
+    assert_refused(
+        wrong(CHAIN.replace("128", "99")), 5, r"calibration set too small: got 99 samples, expected at least 100"
+    )
 
 
 @pytest.mark.slow
 def test_too_few_samples(wrong):
-    check(
+    assert_refused(
         wrong(CHAIN.replace("digits}", "digits, train_samples: 110}").replace("128", "500")),
         5,
         r"too few samples: the calibration set needs 500, train has",
@@ -232,7 +236,7 @@ def test_weights_of_another_network(wrong, root):
     weights = root / "examples" / "bring_your_own" / "teacher.safetensors"
     text = HEAD.replace("epochs: 1", f"weights: {weights}")
 
-    check(wrong(text), 5, r"(?s)missing.*unexpected|unexpected.*missing")
+    assert_refused(wrong(text), 5, r"(?s)missing.*unexpected|unexpected.*missing")
 
 
 @pytest.mark.slow
@@ -247,7 +251,7 @@ steps:
     model: {{name: "tiny_net:build", folder: {example}, kwargs: {{width: 16, classes: 4}}}}
     weights: {example / "teacher.safetensors"}
 """
-    check(wrong(text), 5, r"10 classes|\(2, 10\)")
+    assert_refused(wrong(text), 5, r"10 classes|\(2, 10\)")
 
 
 @pytest.mark.slow
@@ -264,7 +268,7 @@ def test_weights_that_are_not_finite(wrong, tmp_path):
 
     done = wrong(HEAD.replace("epochs: 1", "weights: nan.safetensors"))
 
-    check(done, 5, rf"NaN or infinite weights in .*{re.escape(first)}")
+    assert_refused(done, 5, rf"NaN or infinite weights in .*{re.escape(first)}")
 
 
 @pytest.mark.slow
@@ -300,7 +304,7 @@ class Net(nn.Module):
 def build(classes):
     return Net(classes)
 """)
-    check(wrong(OWN), 5, message)
+    assert_refused(wrong(OWN), 5, message)
 
 
 @pytest.mark.slow
@@ -324,7 +328,7 @@ def test_damaged_artifact_without_the_step_that_makes_it(wrong, tmp_path):
     weights = next((tmp_path / "store" / "train").glob("*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
 
-    check(
+    assert_refused(
         wrong(CHAIN, "--only", "float", "--force", "float"),
         6,
         r"(?s)damaged.*weights\.safetensors.*teacher|teacher.*damaged",
@@ -343,7 +347,7 @@ def test_full_disk(tmp_path, root):
         (tmp_path / "wrong.yaml").write_text(HEAD.replace("[8]", "[4096]"))
         command = [sys.executable, "-m", "compress", "run", "wrong.yaml", "--store", str(small)]
         done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300)
-        check(done, 75, r"(?i)disk|space")
+        assert_refused(done, 75, r"(?i)disk|space")
         assert not list(small.glob("train/*/manifest.json"))
     finally:
         subprocess.run(["umount", str(small)], check=True)

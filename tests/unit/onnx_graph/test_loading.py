@@ -123,4 +123,4 @@ def test_external_data_that_is_missing_or_too_short(residual, tmp_path):
 
 
 def test_check_model_takes_a_sound_graph(residual):
-    check_model(residual)
+    assert check_model(residual) is None  # nothing is raised

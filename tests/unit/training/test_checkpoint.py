@@ -224,7 +224,7 @@ def test_other_answers_to_the_probe_are_refused(float_folder: Path):
 
 def test_a_last_bit_in_the_probe_is_forgiven(float_folder: Path):
     edit_tensors(float_folder / "probe.safetensors", lambda t: t["logits"].mul_(1 + 1e-6))
-    load_checkpoint(float_folder, HERE)
+    assert load_checkpoint(float_folder, HERE).description.scheme is None
 
 
 def test_a_fake_quant_probe_names_all_versions(qat_folder: Path):
@@ -247,7 +247,7 @@ def test_a_fake_quant_rounding_is_forgiven(qat_folder: Path, train_split: Split)
         qat_folder / "weights.safetensors",
         lambda t: [v.mul_(1 + 1e-6) for k, v in t.items() if v.is_floating_point() and k.endswith("weight")],
     )
-    load_checkpoint(qat_folder, HERE)
+    assert load_checkpoint(qat_folder, HERE).description.scheme is not None
 
 
 def test_fake_quant_weights_need_the_scheme(qat_folder: Path):
