@@ -13,14 +13,18 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
-FASHION_MNIST := /usr/share/datasets/fashion-mnist
+# Debian packages that tests need, each with a path that only it brings.
+DEBIAN := dataset-fashion-mnist:/usr/share/datasets/fashion-mnist \
+          chromium:/usr/bin/chromium \
+          chromium-driver:/usr/bin/chromedriver
+MISSING = $(strip $(foreach one,$(DEBIAN),$(if $(wildcard $(lastword $(subst :, ,$(one)))),,$(firstword $(subst :, ,$(one))))))
 
-.PHONY: demo test quick install dev fashion-mnist lint types layers docker-lint clean
+.PHONY: demo test quick install dev debian lint types layers docker-lint clean
 
 demo: $(RUNTIME)
 	$(BIN)/compress run pipelines/digits.yaml
 
-test: fashion-mnist $(DEV) lint types layers docker-lint
+test: debian $(DEV) lint types layers docker-lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 quick: $(DEV) lint
@@ -57,14 +61,14 @@ layers: $(DEV)
 docker-lint: $(DEV)
 	$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 
-# Tests that need the dataset skip, with the reason, where it is absent.
-fashion-mnist:
-	@if [ -d $(FASHION_MNIST) ]; then :; \
-	elif ! command -v apt-get >/dev/null; then echo 'fashion-mnist: skipped, no apt-get here'; \
-	elif [ "$$(id -u)" != 0 ]; then echo 'fashion-mnist: skipped, not root; sudo apt-get install dataset-fashion-mnist'; \
-	elif apt-get update -qq && apt-get install -y -qq --no-install-recommends dataset-fashion-mnist >/dev/null; \
-	then echo 'fashion-mnist: installed in $(FASHION_MNIST)'; \
-	else echo 'fashion-mnist: skipped, apt-get could not fetch dataset-fashion-mnist'; fi
+# Only what is missing. Tests that need a package skip, with the reason, where it is absent.
+debian:
+	@if [ -z '$(MISSING)' ]; then :; \
+	elif ! command -v apt-get >/dev/null; then echo 'debian: skipped, no apt-get here: $(MISSING)'; \
+	elif [ "$$(id -u)" != 0 ]; then echo 'debian: skipped, not root; sudo apt-get install $(MISSING)'; \
+	elif apt-get update -qq && apt-get install -y -qq --no-install-recommends $(MISSING) >/dev/null; \
+	then echo 'debian: installed $(MISSING)'; \
+	else echo 'debian: skipped, apt-get could not fetch $(MISSING)'; fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING
 
+from compress.artifacts import runs, tags
 from compress.artifacts.manifest import Artifact
 from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, UsageError
@@ -34,10 +34,8 @@ def artifact_of(store: Store, step: StepRecord) -> Artifact:
 
 def resolve(store: Store, ref: str) -> Artifact | RunRecord:
     """What `ref` names; see `Store.resolve`."""
-    from compress.artifacts import runs
-
     run_id, colon, step_name = ref.partition(":")
-    known = runs.ids(store.root / "runs")
+    known = [*tags.names(store.root), *runs.ids(store.root / "runs")]
     if colon:
         record = store.read_run(run_id)
         step = record.step(step_name)
@@ -50,11 +48,10 @@ def resolve(store: Store, ref: str) -> Artifact | RunRecord:
     match = _KEY.fullmatch(ref)
     if match:
         return _artifact_by_key(store, ref, match)
-    near = difflib.get_close_matches(ref, known, n=1)
     raise UsageError(
-        f"nothing is called {ref!r}" + (f"; nearest: {near[0]}" if near else ""),
+        f"nothing is called {ref!r}{tags.nearest(ref, known)}",
         where=str(store.root),
-        hint="a reference is a key's first 4 or more digits, a run id, or RUN:STEP; compress ls lists them",
+        hint="a reference is a key's first 4 or more digits, a run id, a tag, or RUN:STEP; compress ls lists them",
     )
 
 

@@ -2,6 +2,7 @@
 
 <store>/<stage>/<key12>/          payload and manifest.json; later revisions are <key12>.<n>
 <store>/runs/<recipe>-<n>.json    run records
+<store>/tags/<name>.json          names that people gave to runs
 <store>/quarantine/               damaged artifacts, each with the reason beside it
 <store>/.drafts/  .locks/  .hashes.json
 """
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import references, runs
+from compress.artifacts import references, runs, tags
 from compress.artifacts.files import fsync_path, store_writes, walk, write_durably
 from compress.artifacts.fingerprint import FileHashes, canonical_json, payload_digest, sha256_file
 from compress.artifacts.inspection import KEY_DIGITS, MANIFEST, Damage, Verified, inspect_folder, manifest_checksum
@@ -25,7 +26,7 @@ from compress.artifacts.manifest import ARTIFACTS, Artifact, FileEntry, Manifest
 from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, CompressError, TryAgainError
 
-_NOT_STAGES = {"runs", "quarantine"}
+_NOT_STAGES = {"runs", "quarantine", tags.FOLDER}
 _FOLDER = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})(?:\.([1-9][0-9]*))?")
 
 
@@ -316,14 +317,14 @@ class Store:
         with store_writes(self.root):
             runs.write(self.root / "runs", record)
 
-    def read_run(self, run_id: str) -> RunRecord:
-        """Read one record.
+    def read_run(self, name: str) -> RunRecord:
+        """Read one record, by the run's id or by a tag.
 
         Raises:
-            UsageError: there is no such run.
-            ArtifactError: the record is damaged.
+            UsageError: there is no such run; the nearest name is given.
+            ArtifactError: the record or the tag is damaged.
         """
-        return runs.read(self.root / "runs", run_id)
+        return runs.read(self.root / "runs", tags.run_id(self.root, name))
 
     def list_runs(self) -> list[RunRecord]:
         """Every run, newest first; damaged records are left out with a warning."""
@@ -346,7 +347,7 @@ class Store:
         return references.artifact_of(self, step)
 
     def resolve(self, ref: str) -> Artifact | RunRecord:
-        """What a person's reference names: a key's prefix, `<stage>/<key prefix>`, a run id or RUN:STEP.
+        """What a person's reference names: a key's prefix, `<stage>/<key prefix>`, a run id, a tag or RUN:STEP.
 
         Raises:
             UsageError: nothing, or more than one thing, has that name.

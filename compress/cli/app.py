@@ -34,9 +34,23 @@ Forced = Annotated[list[str] | None, typer.Option("--force", metavar="STEP", hel
 StoreOption = Annotated[
     Path | None, typer.Option("--store", metavar="DIR", help="Default: artifacts/ beside the recipe's pyproject.toml.")
 ]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option("--gate", metavar="NAME=VALUE", help="A gate as in a recipe, e.g. top1_drop_pp=1; repeatable."),
+]
 Rehash = Annotated[bool, typer.Option("--rehash", help="Hash data files again, whatever their time stamps say.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, whole or absent.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: standard output.")]
+
+
+class ComparisonFormat(StrEnum):
+    """How a comparison is shown."""
+
+    TABLE = "table"
+    JSON = "json"
+    MD = "md"
+    JUNIT = "junit"
+    HTML = "html"
 
 
 class ReportFormat(StrEnum):
@@ -45,6 +59,7 @@ class ReportFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
     MD = "md"
+    HTML = "html"
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,6 +96,7 @@ def run(
     until: Annotated[str | None, typer.Option(metavar="STEP", help="Stop after this step.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STEP", help="This step alone; its inputs must be hits.")] = None,
     force: Forced = None,
+    gate: Gates = None,
     store: StoreOption = None,
     lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait for another writer.")] = 600.0,
     rehash: Rehash = False,
@@ -92,7 +108,7 @@ def run(
 
     log.configure(quiet=quiet, json=json)
     options = RunOptions(until, only, force or [], lock_timeout, rehash, as_json=json, quiet=quiet)
-    _end(run_recipe(recipe, overrides or [], store, options))
+    _end(run_recipe(recipe, overrides or [], store, options, gates=gate or []))
 
 
 @app.command()
@@ -113,7 +129,7 @@ def plan(
 
 @app.command("ls")
 def list_store(store: StoreOption = None, json: Json = False) -> None:
-    """List the runs and artifacts of a store."""
+    """List the runs, tags and artifacts of a store."""
     from compress.cli.listing import list_contents
 
     log.configure(json=json)
@@ -121,8 +137,22 @@ def list_store(store: StoreOption = None, json: Json = False) -> None:
 
 
 @app.command()
+def tag(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="E.g. main; a name that is there moves.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, or another tag.")],
+    store: StoreOption = None,
+    json: Json = False,
+) -> None:
+    """Give a run a name, which then stands wherever a run id does."""
+    from compress.cli.listing import tag_run
+
+    log.configure(json=json)
+    tag_run(name, run, store, as_json=json)
+
+
+@app.command()
 def show(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="Key prefix, run id or RUN:STEP.")],
+    ref: Annotated[str, typer.Argument(metavar="REF", help="Key prefix, run id, tag or RUN:STEP.")],
     store: StoreOption = None,
     json: Json = False,
 ) -> None:
@@ -135,22 +165,70 @@ def show(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id; `compress ls` lists them.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id or tag; `compress ls` lists them.")],
     format: Annotated[
-        ReportFormat | None, typer.Option(help="For people, programs or pull requests; default: table.")
+        ReportFormat | None, typer.Option(help="For people, programs, pull requests or browsers; default: table.")
     ] = None,
     output: Output = None,
+    gate: Gates = None,
     store: StoreOption = None,
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Print a run's benchmark with the verdicts of its gates."""
+    """Print a run's benchmark with the verdicts of its gates; --gate judges others instead, and sets the exit code."""
     from compress.cli.reporting import print_report
 
     if json and format not in (None, ReportFormat.JSON):
         raise UsageError(f"--json and --format {format.value} contradict each other", hint="give one of them")
     form = ReportFormat.JSON if json else format or ReportFormat.TABLE
     log.configure(json=form is ReportFormat.JSON)
-    print_report(run, form.value, output, store)
+    _end(print_report(run, form.value, output, store, gates=gate or []))
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="report.json, run, RUN:STEP or tag.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The same; held against BASE.")],
+    format: Annotated[ComparisonFormat | None, typer.Option(help="Default: table.")] = None,
+    output: Output = None,
+    gate: Gates = None,
+    informational: Annotated[
+        bool, typer.Option("--informational", help="Figures without verdicts, whatever the conditions were.")
+    ] = False,
+    store: StoreOption = None,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Say what changed from BASE to NEW, and whether it is real; with --gate, those decide."""
+    from compress.cli.comparing import print_comparison
+
+    if json and format not in (None, ComparisonFormat.JSON):
+        raise UsageError(f"--json and --format {format.value} contradict each other", hint="give one of them")
+    form = ComparisonFormat.JSON if json else format or ComparisonFormat.TABLE
+    log.configure(json=form is ComparisonFormat.JSON)
+    _end(print_comparison(base, new, form.value, output, store, gates=gate or [], informational=informational))
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ONNX files and engines; first the base.")],
+    inputs: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE.npz", help="Arrays by input name; default: synthetic.")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="1,32", help="Samples per call; default: 1 and 32.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads; default: all.")] = None,
+    budget: Annotated[str, typer.Option(metavar="30s|2m|10m", help="How long is measured, about.")] = "30s",
+    gate: Annotated[
+        list[str] | None, typer.Option("--gate", metavar="NAME=VALUE", help="latency_ratio=1.05 sets the exit code.")
+    ] = None,
+    informational: Annotated[bool, typer.Option("--informational", help="Exit 0, whatever is found.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the order and of synthetic inputs.")] = 0,
+    json: Json = False,
+) -> None:
+    """Measure model files together and say which is faster; no recipe needed."""
+    from compress.cli.benching import BenchOptions, bench_files
+
+    log.configure(json=json)
+    options = BenchOptions(inputs, batch, threads, budget, gate or [], informational, seed, as_json=json)
+    _end(bench_files(files, options))
 
 
 @app.command()

@@ -6,44 +6,97 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from compress.artifacts.files import store_writes, write_durably
 from compress.artifacts.manifest import Report
 from compress.artifacts.runs import RunRecord
 from compress.artifacts.store import Store
+from compress.cli.gating import check_answered, gates_from_options
 from compress.cli.places import shown, store_root
 from compress.cli.render import table_lines
-from compress.errors import UsageError
+from compress.errors import EXIT_OK, UsageError
+from compress.pipeline.runner import exit_code
 from compress.pipeline.stage import GateVerdict
 from compress.report.document import ReportDocument, joined_report, report_from_json, report_json
-from compress.report.gates import not_evaluated
+from compress.report.gates import judge, not_evaluated
 from compress.report.markdown import markdown
 from compress.report.tables import fact_lines, report_tables
 
 
-def print_report(reference: str, form: str, output: Path | None, store_option: Path | None) -> None:
-    """Print the benchmark of a run, joined with the verdicts of the run's gates.
+def print_report(
+    reference: str, form: str, output: Path | None, store_option: Path | None, *, gates: Sequence[str] = ()
+) -> int:
+    """Print the benchmark of a run, joined with the verdicts of the run's gates or of others.
 
     Args:
-        reference: run id, or RUN:STEP where a run has several benchmarks.
-        form: `table`, `json` or `md`.
+        reference: run id or tag, or RUN:STEP where a run has several benchmarks.
+        form: `table`, `json`, `md` or `html`.
         output: file to write instead of standard output.
         store_option: what `--store` said.
+        gates: what each `--gate` said; where there are any, they are judged and the stored verdicts left out.
+
+    Returns:
+        What the gates of `gates` deserve; 0 without them.
 
     Raises:
-        UsageError: the run has no finished benchmark, or several and no step is named.
+        UsageError: the run has no finished benchmark, or several and no step is named; a gate that does not exist.
         ArtifactError: there is no such run, or its report is damaged.
     """
     store = Store(store_root(store_option))
     run_id, _, step = reference.partition(":")
     run = store.read_run(run_id)
     document = load_report(store, find_report(store, run, step)).model_copy(update={"run": run.id})
-    verdicts = verdicts_of(run)
+    verdicts = judged_now(gates, document) if gates else verdicts_of(run)
     if form == "json":
         text = report_json(joined_report(document, run.id, verdicts)).decode()
     elif form == "md":
         text = markdown(document, verdicts)
+    elif form == "html":
+        from compress.report.html import report_html
+
+        text = report_html(document, verdicts)
     else:
         text = report_text(document, verdicts)
     write_text(text, output)
+    return exit_code(verdicts) if gates else EXIT_OK
+
+
+def write_pages(store: Store, run: RunRecord) -> dict[str, Path]:
+    """Write the HTML page of every benchmark of a run beside the run's record.
+
+    Args:
+        store: where the run is.
+        run: its record, whose steps have ended.
+
+    Returns:
+        Step -> page: `runs/<run id>.html`, or `runs/<run id>.<step>.html` where the run has several benchmarks.
+
+    Raises:
+        ArtifactError: a report is damaged.
+        TryAgainError: the store cannot be written to.
+    """
+    from compress.report.html import report_html
+
+    reports, verdicts = reports_of(store, run), verdicts_of(run)
+    pages: dict[str, Path] = {}
+    for report in reports:
+        document = load_report(store, report).model_copy(update={"run": run.id})
+        name = f"{run.id}.html" if len(reports) == 1 else f"{run.id}.{report.step}.html"
+        pages[report.step] = store.root / "runs" / name
+        with store_writes(store.root):
+            write_durably(pages[report.step], report_html(document, verdicts).encode())
+    return pages
+
+
+def judged_now(options: Sequence[str], document: ReportDocument) -> list[GateVerdict]:
+    """Judge a stored report by gates from the command line.
+
+    Raises:
+        UsageError: a gate that does not exist, or that this report has nothing for.
+    """
+    gates = gates_from_options(options)
+    verdicts = judge(gates, document)
+    check_answered(gates, verdicts, document)
+    return [GateVerdict.model_validate(verdict.model_dump()) for verdict in verdicts]
 
 
 def verdicts_of(run: RunRecord) -> list[GateVerdict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 from compress.artifacts.manifest import Artifact, Engine, QuantizedOnnx, Report
 from compress.artifacts.runs import RunRecord
 from compress.artifacts.store import Store
+from compress.cli.gating import overrides_from_gates
 from compress.cli.places import shown, store_root
 from compress.cli.render import duration_text, headline, print_document, print_tables, short_key
-from compress.cli.reporting import load_report, verdicts_of
+from compress.cli.reporting import load_report, verdicts_of, write_pages
 from compress.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_UNAVAILABLE
 from compress.log import get_logger
 from compress.pipeline import plan as planning
@@ -105,7 +106,14 @@ class RunOptions:
     quiet: bool
 
 
-def run_recipe(path: Path, overrides: Sequence[str], store_option: Path | None, options: RunOptions) -> int:
+def run_recipe(
+    path: Path,
+    overrides: Sequence[str],
+    store_option: Path | None,
+    options: RunOptions,
+    *,
+    gates: Sequence[str] = (),
+) -> int:
     """Run a recipe and print what happened.
 
     Args:
@@ -113,6 +121,7 @@ def run_recipe(path: Path, overrides: Sequence[str], store_option: Path | None, 
         overrides: what each `--set` said.
         store_option: what `--store` said.
         options: the rest.
+        gates: what each `--gate` said; they take the place of the recipe's gates of the same name.
 
     Returns:
         The exit code that the gates deserve.
@@ -123,7 +132,7 @@ def run_recipe(path: Path, overrides: Sequence[str], store_option: Path | None, 
     from compress.stages import CATALOGUE
 
     started = time.monotonic()
-    recipe = load_recipe(path, overrides, CATALOGUE)
+    recipe = load_recipe(path, [*overrides, *overrides_from_gates(gates)], CATALOGUE)
     store = Store(store_root(store_option, path))
     silent = options.as_json or options.quiet
     printer = Printer(recipe, silent=silent)
@@ -146,15 +155,16 @@ def run_recipe(path: Path, overrides: Sequence[str], store_option: Path | None, 
             print_document(run_document(store.read_run(printer.run), store))
         raise
     assert record.exit_code is not None, "a run that ended has an exit code"
+    pages = write_pages(store, record)
     if options.as_json:
-        print_document(run_document(record, store))
+        print_document(run_document(record, store, pages))
     else:
-        _print_outcome(record, store, printer.artifacts, time.monotonic() - started, quiet=options.quiet)
+        _print_outcome(record, store, printer.artifacts, pages, time.monotonic() - started, quiet=options.quiet)
     return record.exit_code
 
 
-def run_document(record: RunRecord, store: Store) -> dict[str, Any]:
-    """What `compress run --json` prints."""
+def run_document(record: RunRecord, store: Store, pages: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """What `compress run --json` prints; `pages` are the HTML files that were written, by step."""
     steps = [
         {
             "name": step.name,
@@ -176,12 +186,19 @@ def run_document(record: RunRecord, store: Store) -> dict[str, Any]:
         "status": record.status,
         "steps": steps,
         "gates": list(record.gates),
+        "pages": {step: str(path) for step, path in (pages or {}).items()},
         "exit_code": record.exit_code,
     }
 
 
 def _print_outcome(
-    record: RunRecord, store: Store, artifacts: dict[str, Artifact], seconds: float, *, quiet: bool
+    record: RunRecord,
+    store: Store,
+    artifacts: dict[str, Artifact],
+    pages: Mapping[str, Path],
+    seconds: float,
+    *,
+    quiet: bool,
 ) -> None:
     verdicts = verdicts_of(record)
     if not quiet:
@@ -199,6 +216,7 @@ def _print_outcome(
         for step, artifact in artifacts.items()
         for what, name in _FILES.get(type(artifact), ())
     ]
+    files += [(f"  {step}", "report for browsers", shown(path)) for step, path in pages.items()]
     if files:
         print()
         print_tables([Table("", ("Files", "", ""), tuple(files))])

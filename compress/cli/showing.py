@@ -20,7 +20,7 @@ def show_reference(reference: str, store_option: Path | None, *, as_json: bool) 
     """Print a run record, or a manifest with what its kind has to say.
 
     Args:
-        reference: key prefix, run id or RUN:STEP.
+        reference: key prefix, run id, tag or RUN:STEP.
         store_option: what `--store` said.
         as_json: print the same facts as one document.
 

@@ -63,6 +63,18 @@ class CudaDevice:
         """Wait until the stream is empty."""
         self._stream.synchronize()
 
+    def mark(self) -> Any:
+        """Put a mark into the stream; `milliseconds` says how long the device took from one to the next."""
+        import pycuda.driver as cuda
+
+        event = cuda.Event()
+        event.record(self._stream)
+        return event
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        """Time between two marks that the device has passed, to about half a microsecond."""
+        return float(end.time_since(start))
+
     def close(self) -> None:
         """Give stream and context back."""
         self._stream = None
@@ -104,9 +116,12 @@ class TensorBuffer:
         """Address in device memory; it never changes."""
         return int(self._memory)
 
-    def upload(self, array: np.ndarray) -> None:
-        """Copy into pinned memory, and from there to the device on the stream; returns before that is done."""
+    def stage(self, array: np.ndarray) -> None:
+        """Copy into pinned memory, from where `start_upload` takes it."""
         self._view(array.shape)[...] = array
+
+    def start_upload(self, array: np.ndarray) -> None:
+        """Copy what was staged to the device, on the stream; returns before that is done."""
         self._cuda.memcpy_htod_async(self.address, self._host[: array.nbytes], self._device.stream)
 
     def start_download(self, shape: tuple[int, ...]) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +43,18 @@ class Session(Protocol):
         """
         ...
 
+    def timed(self, inputs: Arrays) -> Callable[[], float]:
+        """One inference a call: what `run` does, timed by the device that does it.
+
+        Args:
+            inputs: as for `run`; held, and neither copied nor checked before the first call.
+
+        Returns:
+            A function that runs one batch, waits for it, and returns how long it took, in milliseconds: wall time
+            on a processor, device events on a GPU (copies to and from the device included). Raises what `run` raises.
+        """
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, threads and tensors, as plain JSON values."""
         ...
@@ -62,6 +75,24 @@ class TensorSpec:
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+def wall_timed(call: Callable[[], object]) -> Callable[[], float]:
+    """Time a call that returns only when its result is there.
+
+    Args:
+        call: one inference.
+
+    Returns:
+        A function that calls it and returns its wall time in milliseconds.
+    """
+
+    def timed() -> float:
+        start = time.perf_counter_ns()
+        call()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return timed
 
 
 def check_inputs(inputs: Arrays, specs: Sequence[TensorSpec]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.engines.session import Arrays
+from compress.engines.session import Arrays, wall_timed
 from compress.errors import DataError, ModelError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -110,6 +110,24 @@ class TorchSession:
                     f"{', '.join(self._output_names)}"
                 )
             return {name: value.cpu().numpy() for name, value in zip(self._output_names, outputs, strict=True)}
+
+    def timed(self, inputs: Arrays) -> Callable[[], float]:
+        """Wall time, or device events on a GPU, of one run, in milliseconds a call; see `Session.timed`."""
+        if self._device.type != "cuda":
+            return wall_timed(lambda: self.run(inputs))
+        import torch
+
+        stream = torch.cuda.current_stream(self._device)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+        def timed() -> float:
+            start.record(stream)
+            self.run(inputs)
+            end.record(stream)
+            end.synchronize()
+            return start.elapsed_time(end)
+
+        return timed
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, threads and tensor names; torch modules declare no shapes."""

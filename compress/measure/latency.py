@@ -10,20 +10,34 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compress.errors import NotComparableError
-from compress.measure.statistics import Drift, RatioEstimate, drift, percentile, ratio_interval
+from compress.measure.statistics import (
+    Drift,
+    Interval,
+    RatioEstimate,
+    drift,
+    percentile,
+    quantile_interval,
+    ratio_interval,
+)
 
-Call = Callable[[], object]
+TimedCall = Callable[[], float]  # one inference; returns its duration in ms, by the timer of what ran it
 Clock = Callable[[], int]
+OnBlock = Callable[[int, int], object]  # blocks done, blocks in all
 
 BLOCKS = 20
+ROUNDS = 10
 SLOT_ITERATIONS = 50
 SLOT_MS = 50.0
+HARNESS_VERSION = 1  # bump when the same model would get other figures; reports of two versions are not comparable
 WARMUP_ITERATIONS = 50
 WARMUP_MS = 2000.0
+LEAST_BLOCKS = 5  # below that an interval is too wide to decide anything, whatever the budget
 P99_SAMPLES = 1000
+P99_INTERVAL_SAMPLES = 5000
+TIMINGS_OF_ESTIMATE = 25
 
 
-def _ignore() -> None:
+def _ignore(done: int, total: int) -> None:
     """Do nothing after a block."""
 
 
@@ -31,8 +45,8 @@ def _ignore() -> None:
 class LatencySamples:
     """All that one variant's calls took.
 
-    `samples_ms` holds every iteration in time order; `block_ms` one number a block: the median of the variant's slot,
-    or the geometric mean of the two medians where it had two (ABBA). Both in milliseconds per call, > 0.
+    `samples_ms` holds every iteration in time order; `block_ms` one number a block: the geometric mean of
+    the medians of the variant's slots. Both in milliseconds per call, > 0.
     """
 
     samples_ms: tuple[float, ...]
@@ -52,6 +66,16 @@ class LatencySamples:
         """99th percentile, or None below 1,000 iterations, where fewer than ten would lie above it."""
         return self.percentile_ms(99) if len(self.samples_ms) >= P99_SAMPLES else None
 
+    @property
+    def p99_interval_ms(self) -> Interval | None:
+        """95 % interval of the 99th percentile, or None below 5,000 iterations, where it decides nothing."""
+        return quantile_interval(self.ordered_ms, 99) if len(self.samples_ms) >= P99_INTERVAL_SAMPLES else None
+
+    @property
+    def calls_per_s(self) -> float:
+        """Calls per second of their own duration, over all iterations."""
+        return 1000 * len(self.samples_ms) / math.fsum(self.samples_ms)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -63,81 +87,81 @@ class Measurement:
 
 
 def measure_interleaved(
-    calls: Mapping[str, Call],
+    calls: Mapping[str, TimedCall],
     *,
     blocks: int = BLOCKS,
+    rounds: int = ROUNDS,
+    budget_s: float | None = None,
     slot_iterations: int = SLOT_ITERATIONS,
     slot_ms: float = SLOT_MS,
     warmup_iterations: int = WARMUP_ITERATIONS,
     warmup_ms: float = WARMUP_MS,
     seed: int = 0,
     clock: Clock = time.perf_counter_ns,
-    on_block: Callable[[], object] = _ignore,
+    on_block: OnBlock = _ignore,
 ) -> dict[str, LatencySamples]:
-    """Time every variant in every block, in random order.
+    """Time every variant in every round of every block, in random order.
 
-    Two variants get a slot order of ABBA or BAAB, so that linear drift cancels inside a block; any other number gets
-    one slot each in a shuffled order. A call must return only when its result is there.
+    Two variants get slots in the order ABBA or BAAB, so that linear drift cancels; any other number one slot each in
+    a shuffled order. Rounds are short, so that a disturbance hits all variants; blocks are long, so that they are
+    independent. A slot begins with one call that does not count: it meets the caches that another variant left.
 
     Args:
-        calls: variant -> one inference; the same batch for all of them.
+        calls: variant -> one inference, e.g. from `Session.timed`; the same batch for all of them.
         blocks: how many, >= 2 for an interval.
-        slot_iterations: least calls in a slot, >= 1.
-        slot_ms: least duration of a slot, milliseconds.
+        rounds: of a block, >= 1; they share its iterations and its duration.
+        budget_s: seconds in all, warm-up included: replaces `blocks` by as many as fit, at least 5. None: no budget.
+        slot_iterations: least calls of a variant in a block, >= 1; of two variants, twice as many.
+        slot_ms: least duration of the same, milliseconds of `clock`.
         warmup_iterations: least calls of each variant before the first block.
-        warmup_ms: least warm-up of each variant, milliseconds.
+        warmup_ms: least warm-up of each variant, milliseconds of `clock`.
         seed: of the order.
-        clock: nanoseconds, monotonic.
-        on_block: called after each block, outside of everything that is timed.
+        clock: nanoseconds, monotonic; it ends slots, the calls time themselves.
+        on_block: called with the blocks done and in all after each block, outside of everything that is timed.
 
     Returns:
         Variant -> samples, in the order of `calls`.
 
     Raises:
-        ValueError: no calls, or a count below 1.
-        NotComparableError: a slot whose median is 0 ns: the clock is too coarse for the call.
+        ValueError: no calls, a count below 1, or a budget that is not positive.
+        NotComparableError: a slot whose median is 0 ms: the timer is too coarse for the call.
     """
-    if not calls or blocks < 1 or slot_iterations < 1:
-        raise ValueError(
-            f"expected calls, blocks >= 1 and slot_iterations >= 1, got {len(calls)}, {blocks}, {slot_iterations}"
-        )
-    for call in calls.values():
-        _warm_up(call, warmup_iterations, warmup_ms, clock)
+    _check_plan(len(calls), blocks, rounds, slot_iterations, budget_s)
+    start = clock()
+    slot = _Slot(math.ceil(slot_iterations / rounds), slot_ms / rounds, clock)
+    least = warmup_iterations if budget_s is None else max(1, warmup_iterations)  # one to estimate from
+    per_call_ms = [_warm_up(call, least, warmup_ms, clock) for call in calls.values()]
+    if budget_s is not None:
+        left_ms = 1000 * budget_s - (clock() - start) / 1e6
+        blocks = _blocks_that_fit(left_ms, per_call_ms, rounds, slot)
     chance = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     block_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(blocks):
-        logs: dict[str, list[float]] = {name: [] for name in calls}
-        for name in _block_order(list(calls), chance):
-            slot = _time_slot(calls[name], slot_iterations, slot_ms, clock)
-            median = percentile(sorted(slot), 50)
-            if median <= 0:
-                raise NotComparableError(
-                    "a call took 0 ns, expected a clock that resolves it", where=name, hint="measure a larger batch"
-                )
-            samples[name].extend(slot)
-            logs[name].append(math.log(median))
-        for name, values in logs.items():
-            block_ms[name].append(math.exp(math.fsum(values) / len(values)))
-        on_block()
+    for done in range(1, blocks + 1):
+        for name, slots in _time_block(calls, rounds, slot, chance).items():
+            samples[name].extend(taken for one in slots for taken in one)
+            block_ms[name].append(math.exp(math.fsum(_log_median(one, name) for one in slots) / len(slots)))
+        on_block(done, blocks)
     return {name: LatencySamples(tuple(samples[name]), tuple(block_ms[name])) for name in calls}
 
 
 def measure_stable(
-    calls: Mapping[str, Call],
+    calls: Mapping[str, TimedCall],
     *,
     blocks: int = BLOCKS,
+    rounds: int = ROUNDS,
+    budget_s: float | None = None,
     slot_iterations: int = SLOT_ITERATIONS,
     slot_ms: float = SLOT_MS,
     warmup_iterations: int = WARMUP_ITERATIONS,
     warmup_ms: float = WARMUP_MS,
     seed: int = 0,
     clock: Clock = time.perf_counter_ns,
-    on_block: Callable[[], object] = _ignore,
+    on_block: OnBlock = _ignore,
 ) -> Measurement:
     """`measure_interleaved`, and once more where a variant drifted; the second measurement stands either way.
 
-    Args and errors are those of `measure_interleaved`.
+    Args and errors are those of `measure_interleaved`; a budget holds for each of the two.
 
     Returns:
         The samples with each variant's drift; one that is still unstable decides no latency gate.
@@ -149,6 +173,8 @@ def measure_stable(
         samples = measure_interleaved(
             calls,
             blocks=blocks,
+            rounds=rounds,
+            budget_s=budget_s,
             slot_iterations=slot_iterations,
             slot_ms=slot_ms,
             warmup_iterations=warmup_iterations,
@@ -182,27 +208,72 @@ def latency_ratio(variant: LatencySamples, twin: LatencySamples) -> RatioEstimat
     return ratio_interval([math.log(of_variant) - math.log(of_twin) for of_variant, of_twin in pairs])
 
 
-def _block_order(names: list[str], chance: random.Random) -> list[str]:
+@dataclass(frozen=True)
+class _Slot:
+    """When a slot ends: after that many calls and that much time."""
+
+    iterations: int
+    least_ms: float
+    clock: Clock
+
+
+def _check_plan(calls: int, blocks: int, rounds: int, slot_iterations: int, budget_s: float | None) -> None:
+    if min(calls, blocks, rounds, slot_iterations) < 1:
+        raise ValueError(
+            "expected calls, and blocks, rounds and slot_iterations >= 1, "
+            f"got {calls}, {blocks}, {rounds}, {slot_iterations}"
+        )
+    if budget_s is not None and budget_s <= 0:
+        raise ValueError(f"expected a budget > 0 s, got {budget_s}")
+
+
+def _round_order(names: list[str], chance: random.Random) -> list[str]:
     order = list(names)
     chance.shuffle(order)
     return order + order[::-1] if len(order) == 2 else order
 
 
-def _warm_up(call: Call, iterations: int, least_ms: float, clock: Clock) -> None:
-    done, start = 0, clock()
-    while done < iterations or (clock() - start) / 1e6 < least_ms:
+def _blocks_that_fit(left_ms: float, per_call_ms: list[float], rounds: int, slot: _Slot) -> int:
+    slots = 2 if len(per_call_ms) == 2 else 1
+    # A slot that ends by its duration runs on until the call under way is done: half a call on average.
+    slot_ms = (one + max(slot.iterations * one, slot.least_ms + one / 2) for one in per_call_ms)
+    return max(LEAST_BLOCKS, math.floor(left_ms / (rounds * slots * math.fsum(slot_ms))))
+
+
+def _warm_up(call: TimedCall, iterations: int, least_ms: float, clock: Clock) -> float:
+    """Run until both are reached; returns milliseconds of `clock` a call, over the last ones (0 for no call)."""
+    ends = [clock()]
+    while len(ends) <= iterations or (ends[-1] - ends[0]) / 1e6 < least_ms:
         call()
-        done += 1
+        ends.append(clock())
+    last = ends[-TIMINGS_OF_ESTIMATE - 1 :]
+    return (last[-1] - last[0]) / max(len(last) - 1, 1) / 1e6
 
 
-def _time_slot(call: Call, iterations: int, least_ms: float, clock: Clock) -> list[float]:
+def _time_block(
+    calls: Mapping[str, TimedCall], rounds: int, slot: _Slot, chance: random.Random
+) -> dict[str, list[list[float]]]:
+    """Milliseconds of every call, by variant and slot."""
+    slots: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name in _round_order(list(calls), chance):
+            slots[name].append(_time_slot(calls[name], slot))
+    return slots
+
+
+def _time_slot(call: TimedCall, slot: _Slot) -> list[float]:
+    call()
     taken: list[float] = []
-    start = clock()
-    elapsed_ns = 0
-    while len(taken) < iterations or elapsed_ns / 1e6 < least_ms:
-        before = clock()
-        call()
-        after = clock()
-        taken.append((after - before) / 1e6)
-        elapsed_ns = after - start
+    start = slot.clock()
+    while len(taken) < slot.iterations or (slot.clock() - start) / 1e6 < slot.least_ms:
+        taken.append(call())
     return taken
+
+
+def _log_median(slot: list[float], name: str) -> float:
+    median = percentile(sorted(slot), 50)
+    if median <= 0:
+        raise NotComparableError(
+            "a call took 0 ms, expected a timer that resolves it", where=name, hint="measure a larger batch"
+        )
+    return math.log(median)

@@ -1,15 +1,18 @@
 """When a difference is real: intervals and tests for accuracies and latencies, from counts and plain floats.
 
-Gates read stored statistics, so everything they need works without any third-party library; the functions that need
-SciPy (Student's t, Kendall's tau) import it when called and run only while a benchmark is measured.
+Gates read stored statistics, so everything they need works without any third-party library; Kendall's tau, which is
+asked for only while a benchmark is measured, imports SciPy when called.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
+
+from compress.measure.special import binomial_cdf, student_t_quantile
 
 Decision = Literal["pass", "fail", "inconclusive"]
 
@@ -225,8 +228,6 @@ def mcnemar_p(gained: int, lost: int) -> float:
 def ratio_interval(log_differences: Sequence[float]) -> RatioEstimate:
     """Geometric mean ratio with its 95 % t interval from paired log differences, one a block.
 
-    Imports SciPy when called.
-
     Args:
         log_differences: per block, ln latency(A) - ln latency(B); at least 2, finite.
 
@@ -243,7 +244,7 @@ def ratio_interval(log_differences: Sequence[float]) -> RatioEstimate:
         raise ValueError("expected finite log differences; a latency of 0 has no logarithm")
     mean = math.fsum(log_differences) / blocks
     sd = math.sqrt(math.fsum((d - mean) ** 2 for d in log_differences) / (blocks - 1))
-    half = _t_quantile(0.975, blocks - 1) * sd / math.sqrt(blocks)
+    half = student_t_quantile(0.975, blocks - 1) * sd / math.sqrt(blocks)
     return RatioEstimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half), blocks, mean, sd)
 
 
@@ -352,6 +353,29 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
+def quantile_interval(ordered: Sequence[float], percent: float) -> Interval:
+    """95 % interval of a percentile from order statistics, for any distribution of independent values.
+
+    Args:
+        ordered: ascending, at least one.
+        percent: within (0, 100).
+
+    Returns:
+        Two of the values; an end that too few values support is infinite.
+
+    Raises:
+        ValueError: no data, or percent out of range.
+    """
+    if not ordered or not 0 < percent < 100:
+        raise ValueError(f"expected data and 0 < percent < 100, got {len(ordered)} values, percent {percent}")
+    count, share = len(ordered), percent / 100
+    ranks = range(count + 1)
+    # The values below the true percentile are a binomial count; each end leaves out at most 2.5 % of it.
+    below = bisect_right(ranks, 0.025, key=lambda rank: binomial_cdf(rank - 1, count, share)) - 1
+    above = bisect_left(ranks, 0.975, key=lambda rank: binomial_cdf(rank, count, share))
+    return Interval(ordered[below - 1] if below > 0 else -math.inf, ordered[above] if above < count else math.inf)
+
+
 def _check_counts(gained: int, lost: int, n: int) -> None:
     if n <= 0 or gained < 0 or lost < 0 or gained + lost > n:
         raise ValueError(f"expected counts >= 0 with gained + lost <= n and n > 0, got {gained}, {lost}, {n}")
@@ -372,9 +396,3 @@ def _needed_n(gained: int, lost: int, n: int, margin: float) -> tuple[int | None
     z = Z_950 if gap > 0 else Z_975
     at_observed = math.ceil((z + Z_900) ** 2 * (discordant - difference**2) / gap**2)
     return max(at_observed, n + 1), "at the observed loss"
-
-
-def _t_quantile(probability: float, degrees: int) -> float:
-    from scipy import special  # pyright: ignore[reportMissingTypeStubs]
-
-    return float(cast(Any, special).stdtrit(degrees, probability))

@@ -17,6 +17,7 @@ from compress.nvml import Machine, query_machine
 NOT_INSTALLED = "not installed"
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
+_CPUS = Path("/sys/devices/system/cpu")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -92,6 +93,26 @@ FACTS: dict[str, Callable[[], Any]] = {
     "driver": driver,
     "compute_capability": compute_capability,
 }
+
+
+def governor() -> str | None:
+    """How the clock rate is chosen, e.g. `performance`, several joined with commas; None where Linux does not say."""
+    found = {file.read_text().strip() for file in _CPUS.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    return ", ".join(sorted(found)) or None
+
+
+def machine_state() -> dict[str, Any]:
+    """What a latency depends on beside machine and model, at this moment.
+
+    Returns:
+        `governor`; `load_average`, runnable processes over 1, 5 and 15 minutes, None where there is none;
+        `spinning`, whether OpenMP's idle threads busy-wait (ONNX Runtime's never do here: its sessions forbid it).
+    """
+    return {
+        "governor": governor(),
+        "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "spinning": os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE",
+    }
 
 
 def _cuda_problem() -> str:

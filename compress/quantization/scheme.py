@@ -7,7 +7,8 @@ from typing import Any
 
 from compress.errors import UsageError
 
-QUANTIZER_VERSION = 2  # bump when the same network would get other fake-quant nodes or other ranges
+# Bump when the same network would get other fake-quant nodes, ranges or weight scales: `qat` and `calibrate` run again.
+QUANTIZER_VERSION = 2
 
 ACTIVATION_RANGE = (-128, 127)
 MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compress.measure.latency import LatencySamples, Measurement, latency_ratio
 from compress.measure.statistics import mcnemar_p, wilson
 from compress.report.document import (
+    ChangedSample,
+    ClassRow,
+    ColdStart,
+    Confusion,
+    FreshRow,
     LatencyRow,
     Paired,
     ParityRow,
@@ -18,9 +24,36 @@ from compress.report.document import (
 )
 
 if TYPE_CHECKING:
-    from compress.measure.fidelity import ClassChange, Fidelity, Parity
+    from compress.measure.fidelity import Fidelity, Labels, Logits, Parity
 
 Facts = dict[str, str | int | float | bool | None]
+
+CONFUSION_ROWS = 400
+CHANGED_ROWS = 12
+QUANTILE_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a variant does class by class and sample by sample; see `Variant` for the fields."""
+
+    ece: float
+    correct: str
+    classes: list[ClassRow]
+    worst_class: WorstClass
+    confusion: list[Confusion]
+    changed: list[ChangedSample]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one variant's calls took, in one process with the others and in fresh ones; see `Variant`."""
+
+    latency: Sequence[LatencyRow] = ()
+    ratio_to_float: Sequence[RatioRow] = ()
+    ratio_to_reference: Sequence[RatioRow] = ()
+    fresh: Sequence[FreshRow] = ()
+    cold_start: ColdStart | None = None
 
 
 def measured_variant(
@@ -31,11 +64,10 @@ def measured_variant(
     against_reference: Fidelity,
     against_float: Fidelity | None = None,
     parity_to_float: Parity | None = None,
-    worst_class: tuple[str, ClassChange] | None = None,
+    detail: Detail | None = None,
+    timing: Timing | None = None,
     parameters: int | None = None,
     size_bytes: int | None = None,
-    latency: list[LatencyRow] | None = None,
-    ratio_to_float: list[RatioRow] | None = None,
     facts: Facts | None = None,
 ) -> Variant:
     """Put one variant's measurements together.
@@ -47,17 +79,17 @@ def measured_variant(
         against_reference: its logits against the reference's (the reference: against its own).
         against_float: its logits against the float twin's; None for the twin itself or where there is none.
         parity_to_float: distance from the float twin's logits.
-        worst_class: the class's name and its change against the reference.
+        detail: from `detail_of`.
+        timing: what of it was measured.
         parameters: of the network; None where nobody counted.
         size_bytes: of the file that the session loads.
-        latency: from `latency_rows`.
-        ratio_to_float: from `ratio_rows`.
         facts: what is known besides.
 
     Returns:
         A variant with status `measured`.
     """
     interval = wilson(against_reference.correct, against_reference.n)
+    timing = timing or Timing()
     return Variant(
         name=name,
         kind=kind,
@@ -67,15 +99,19 @@ def measured_variant(
         top1_interval=(interval.low, interval.high),
         agreement=against_reference.agreement,
         mean_kl=against_reference.mean_kl,
+        p99_kl=against_reference.p99_kl,
         parameters=parameters,
         size_bytes=size_bytes,
-        latency=latency or [],
-        ratio_to_float=ratio_to_float or [],
         paired_to_reference=_paired(against_reference),
         paired_to_float=None if against_float is None else _paired(against_float),
         parity_to_float=None if parity_to_float is None else _parity(parity_to_float),
-        worst_class=None if worst_class is None else _worst_class(*worst_class),
         facts=facts or {},
+        latency=list(timing.latency),
+        ratio_to_float=list(timing.ratio_to_float),
+        ratio_to_reference=list(timing.ratio_to_reference),
+        fresh=list(timing.fresh),
+        cold_start=timing.cold_start,
+        **({} if detail is None else vars(detail)),
     )
 
 
@@ -112,6 +148,51 @@ def variant_not_run(
     )
 
 
+def detail_of(
+    candidate: Logits, reference: Logits, labels: Labels, *, classes: Sequence[str], ids: Sequence[str]
+) -> Detail:
+    """Look at a variant class by class and sample by sample.
+
+    Args:
+        candidate: its logits, (samples, classes), float.
+        reference: the reference's, the same shape.
+        labels: (samples,), integers in [0, classes).
+        classes: their names, by label.
+        ids: of the samples, in order.
+
+    Returns:
+        Rows that name classes and samples; confusion and changed samples cut at what a report holds.
+
+    Raises:
+        ValueError: shapes differ, no samples, or a label out of range.
+        ModelError: a logit is not finite.
+    """
+    from compress.measure import fidelity
+
+    changes = fidelity.class_changes(candidate, reference, labels)
+    worst = fidelity.worst_class(changes)
+    return Detail(
+        ece=fidelity.expected_calibration_error(candidate, labels),
+        correct=fidelity.correct_bits(candidate, labels),
+        classes=[ClassRow(name=classes[one.label], n=one.n, top1=one.top1, change_pp=one.change_pp) for one in changes],
+        worst_class=WorstClass(name=classes[worst.label], change_pp=worst.change_pp, n=worst.n),
+        confusion=[
+            Confusion(label=classes[one.label], predicted=classes[one.predicted], change=one.change)
+            for one in fidelity.confusion_changes(candidate, reference, labels, CONFUSION_ROWS)
+        ],
+        changed=[
+            ChangedSample(
+                id=ids[one.index],
+                label=classes[int(labels[one.index])],
+                reference=classes[one.reference],
+                predicted=classes[one.predicted],
+                kl=one.kl,
+            )
+            for one in fidelity.most_changed(candidate, reference, CHANGED_ROWS)
+        ],
+    )
+
+
 def latency_rows(measurements: Mapping[int, Measurement], name: str) -> list[LatencyRow]:
     """Summarize one variant's latencies.
 
@@ -126,13 +207,19 @@ def latency_rows(measurements: Mapping[int, Measurement], name: str) -> list[Lat
     for batch, measurement in sorted(measurements.items()):
         if name in measurement.samples:
             samples, trend = measurement.samples[name], measurement.drift[name]
+            interval = samples.p99_interval_ms
             rows.append(
                 LatencyRow(
                     batch=batch,
                     p50_ms=samples.percentile_ms(50),
                     p90_ms=samples.percentile_ms(90),
                     p99_ms=samples.p99_ms,
+                    p99_interval_ms=None if interval is None else (interval.low, interval.high),
                     n=len(samples.samples_ms),
+                    throughput=batch * samples.calls_per_s,
+                    quantiles_ms=[
+                        samples.percentile_ms(100 * step / QUANTILE_STEPS) for step in range(QUANTILE_STEPS + 1)
+                    ],
                     drift=trend.change,
                     unstable=trend.unstable,
                 )
@@ -140,25 +227,25 @@ def latency_rows(measurements: Mapping[int, Measurement], name: str) -> list[Lat
     return rows
 
 
-def ratio_rows(measurements: Mapping[int, Measurement], name: str, twin: str) -> list[RatioRow]:
-    """Compare one variant's latencies with its float twin's, in the same blocks.
+def ratio_rows(measurements: Mapping[int, Measurement], name: str, other: str) -> list[RatioRow]:
+    """Compare one variant's latencies with another's, in the same blocks.
 
     Args:
         measurements: batch size -> measurement.
         name: of the variant.
-        twin: of the float twin, which ran in the same kind of session.
+        other: the float twin or the reference, which ran in the same kind of session.
 
     Returns:
-        A row a batch size at which both were measured, ascending; `latency(name) / latency(twin)`.
+        A row a batch size at which both were measured, ascending; `latency(name) / latency(other)`.
     """
     pairs: dict[int, tuple[LatencySamples, LatencySamples]] = {
-        batch: (measured.samples[name], measured.samples[twin])
+        batch: (measured.samples[name], measured.samples[other])
         for batch, measured in sorted(measurements.items())
-        if name in measured.samples and twin in measured.samples
+        if name in measured.samples and other in measured.samples
     }
     rows: list[RatioRow] = []
-    for batch, (of_variant, of_twin) in pairs.items():
-        found = latency_ratio(of_variant, of_twin)
+    for batch, (of_variant, of_other) in pairs.items():
+        found = latency_ratio(of_variant, of_other)
         rows.append(
             RatioRow(
                 batch=batch,
@@ -179,7 +266,3 @@ def _paired(found: Fidelity) -> Paired:
 
 def _parity(found: Parity) -> ParityRow:
     return ParityRow(max_abs=found.max_abs, cosine=found.cosine, sqnr_db=found.sqnr_db)
-
-
-def _worst_class(name: str, found: ClassChange) -> WorstClass:
-    return WorstClass(name=name, change_pp=found.change_pp, n=found.n)

@@ -33,7 +33,14 @@ class LatencyRow(_Part):
     p50_ms: Positive
     p90_ms: Positive
     p99_ms: Positive | None = Field(description="null below 1,000 iterations, which cannot show a 99th percentile")
+    p99_interval_ms: tuple[Positive, Positive] | None = Field(
+        default=None, description="95 %, from order statistics; null below 5,000 iterations"
+    )
     n: int = Field(ge=1, description="iterations")
+    throughput: Positive | None = Field(default=None, description="samples per second, over all iterations")
+    quantiles_ms: list[Positive] = Field(
+        default=[], description="latency at 0, 2.5, 5 ... 100 % of the iterations, for drawing the distribution"
+    )
     drift: float | None = Field(default=None, description="relative change of the block medians over the run")
     unstable: bool = Field(default=False, description="drifted by more than 5 % (Kendall p < .01), measured twice")
 
@@ -48,6 +55,50 @@ class RatioRow(_Part):
     blocks: int = Field(ge=2)
     mean_log: float = Field(description="mean of the log differences, one a block")
     sd_log: float = Field(ge=0, description="their standard deviation")
+
+
+class FreshRow(_Part):
+    """Medians at one batch size, each from a process of its own: what two stored reports are compared by."""
+
+    batch: int = Field(ge=1, description="samples per call")
+    medians_ms: list[Positive] = Field(min_length=1)
+
+
+class ColdStart(_Part):
+    """What the first call costs, in fresh processes with the runtime already imported; medians over the processes."""
+
+    processes: int = Field(ge=1)
+    load_ms: Positive = Field(description="from the file to a session")
+    first_ms: Positive = Field(description="the first call, batch 1")
+    base_bytes: Count = Field(description="resident memory before loading")
+    peak_bytes: Count = Field(description="peak resident memory after all calls")
+
+
+class ClassRow(_Part):
+    """Accuracy of one class, and its change against the reference."""
+
+    name: str
+    n: int = Field(ge=1, description="samples of the class")
+    top1: Fraction
+    change_pp: float = Field(description="percentage points")
+
+
+class Confusion(_Part):
+    """How much more often (or less, below 0) a label is taken for a class than by the reference."""
+
+    label: str
+    predicted: str
+    change: int = Field(description="samples")
+
+
+class ChangedSample(_Part):
+    """A sample on which a variant is far from the reference."""
+
+    id: str
+    label: str
+    reference: str = Field(description="predicted by the reference")
+    predicted: str = Field(description="predicted here")
+    kl: float = Field(ge=0, description="KL(reference || this), nats")
 
 
 class Paired(_Part):
@@ -93,10 +144,25 @@ class Variant(_Part):
     top1_interval: tuple[Fraction, Fraction] | None = Field(default=None, description="95 %, Wilson")
     agreement: Fraction | None = Field(default=None, description="same prediction as the reference")
     mean_kl: float | None = Field(default=None, ge=0, description="KL(reference || this), nats per sample")
+    p99_kl: float | None = Field(default=None, ge=0, description="99th percentile of the same over the samples")
+    ece: Fraction | None = Field(
+        default=None, description="expected calibration error, 15 bins of equal width (Guo et al., 2017)"
+    )
+    correct: str | None = Field(
+        default=None, description="base64 of one bit a sample in the order of the split, first sample highest: right?"
+    )
     parameters: Count | None = None
     size_bytes: Count | None = Field(default=None, description="of the file that the session loads")
     latency: list[LatencyRow] = []
     ratio_to_float: list[RatioRow] = []
+    ratio_to_reference: list[RatioRow] = Field(
+        default=[], description="latency(variant) / latency(reference), where one kind of session runs both"
+    )
+    fresh: list[FreshRow] = []
+    cold_start: ColdStart | None = None
+    classes: list[ClassRow] = []
+    confusion: list[Confusion] = Field(default=[], description="largest changes first, at most 400")
+    changed: list[ChangedSample] = Field(default=[], description="largest KL first, at most 12")
     paired_to_reference: Paired | None = None
     paired_to_float: Paired | None = None
     parity_to_float: ParityRow | None = None
@@ -125,6 +191,8 @@ class Hop(_Part):
     top1: Fraction | None
     agreement: Fraction | None = Field(description="with the reference")
     sqnr_db: float | None = Field(description="logits against those before the hop; null on training hops")
+    max_abs: float | None = Field(default=None, ge=0, description="of the same, logits; null on training hops")
+    cosine: float | None = Field(default=None, ge=-1, le=1, description="of the same; null on training hops")
 
 
 class Lineage(_Part):
@@ -136,6 +204,20 @@ class Lineage(_Part):
     key: str
     digest: str
     inputs: dict[str, list[str]] = Field(default={}, description="role -> steps")
+
+
+class Epoch(_Part):
+    """One epoch of a training step: every figure that it logged, by name."""
+
+    epoch: int = Field(ge=0)
+    values: dict[str, float | None]
+
+
+class Curve(_Part):
+    """The training of one artifact on the way to the report."""
+
+    step: str
+    epochs: list[Epoch]
 
 
 class Verdict(_Part):
@@ -163,6 +245,13 @@ class ReportDocument(_Part):
     ladder: list[Hop]
     environment: dict[str, Any]
     lineage: list[Lineage]
+    fingerprint: dict[str, Any] = Field(
+        default={}, description="what must be equal in two reports before their figures may be compared"
+    )
+    curves: list[Curve] = []
+    pictures: dict[str, str] = Field(
+        default={}, description="sample id -> PNG as a data URI, of the samples in `changed` where the data are images"
+    )
     gates: list[Verdict] | None = Field(default=None, description="of `run`; null where they are not joined")
 
     @model_validator(mode="after")

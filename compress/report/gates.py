@@ -1,26 +1,30 @@
 """Gates: limits on a report, judged from its stored statistics, so that a warm run judges exactly as a cold one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.measure.statistics import (
-    needed_blocks,
-    proportion_decision,
-    ratio_decision,
-    tango_noninferiority,
-    wilson,
+from compress.report.document import ReportDocument, Variant, Verdict, VerdictLike
+from compress.report.gate_rules import (
+    judge_agreement,
+    judge_drop,
+    judge_latency,
+    judge_memory,
+    judge_p99,
+    judge_required,
+    judge_size,
+    judge_worst_class,
 )
-from compress.report.document import LatencyRow, Paired, RatioRow, ReportDocument, Variant, Verdict, VerdictLike
 
 QUANTIZED_KINDS = ("quantized_onnx", "engine")
 AGAINST_FLOAT_TWIN = ("top1_drop_to_float_pp", "latency_ratio")
 
 DropPp = Annotated[float, Field(gt=0, lt=100)]
 RatioLimit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Batch = Annotated[int, Field(ge=1)]
 
 
@@ -48,13 +52,26 @@ class GatesConfig(BaseModel):
         description="Largest latency(variant) / latency(float twin), for every batch size measured or "
         "as a mapping from batch size to limit; decided by the 95 % interval.",
     )
+    p99_ms_max: Milliseconds | dict[Batch, Milliseconds] | None = Field(
+        default=None,
+        description="Largest 99th percentile of the latency, milliseconds per call, for every batch size measured or "
+        "as a mapping from batch size to limit; decided by its 95 % interval, which takes 5,000 iterations.",
+    )
     agreement_min: float | None = Field(
         default=None,
         ge=0,
         le=1,
         description="Least share of samples with the reference's prediction, a fraction; decided by Wilson's interval.",
     )
+    worst_class_drop_pp: DropPp | None = Field(
+        default=None,
+        description="Allowed loss of accuracy of any class against the reference, percentage points; Tango's test at "
+        "the most unfavourable pairing that the counts allow, 5 %.",
+    )
     size_bytes_max: int | None = Field(default=None, gt=0, description="Largest file, bytes.")
+    memory_bytes_max: int | None = Field(
+        default=None, gt=0, description="Largest peak of resident memory of a fresh process, bytes; median."
+    )
     require: tuple[str, ...] = Field(default=(), description="Variants that must have been measured, else exit 7.")
 
 
@@ -66,7 +83,7 @@ def judge(gates: GatesConfig, document: ReportDocument) -> list[Verdict]:
         document: a stored report.
 
     Returns:
-        A verdict for each gate that is set and each variant it applies to (`latency_ratio`: and each batch size), in
+        A verdict for each gate that is set and each variant it applies to (latencies: and each batch size), in
         the order of the config's fields and the report's variants. A gate that this report cannot answer gives none:
         another report of the recipe does.
     """
@@ -76,7 +93,7 @@ def judge(gates: GatesConfig, document: ReportDocument) -> list[Verdict]:
     order = list(GatesConfig.model_fields)
     verdicts.sort(key=lambda verdict: order.index(verdict.gate))
     required = [variant for name in gates.require for variant in document.variants if variant.name == name]
-    return verdicts + [_judge_required(variant) for variant in required]
+    return verdicts + [judge_required(variant) for variant in required]
 
 
 @dataclass(frozen=True)
@@ -138,121 +155,21 @@ def _judged(kinds: Mapping[str, str], *held_against: str | None) -> list[str]:
 def _variant_verdicts(gates: GatesConfig, document: ReportDocument, variant: Variant) -> Iterator[Verdict]:
     if gates.top1_drop_pp is not None:
         pair = variant.paired_to_reference
-        yield _judge_drop("top1_drop_pp", gates.top1_drop_pp, variant, document.variant(document.reference), pair)
+        yield judge_drop("top1_drop_pp", gates.top1_drop_pp, variant, document.variant(document.reference), pair)
     if document.float_twin is not None and variant.name != document.float_twin:
         twin = document.variant(document.float_twin)
         if gates.top1_drop_to_float_pp is not None:
             pair = variant.paired_to_float
-            yield _judge_drop("top1_drop_to_float_pp", gates.top1_drop_to_float_pp, variant, twin, pair)
+            yield judge_drop("top1_drop_to_float_pp", gates.top1_drop_to_float_pp, variant, twin, pair)
         if gates.latency_ratio is not None:
-            yield from _judge_latency(gates.latency_ratio, variant, twin)
+            yield from judge_latency(gates.latency_ratio, variant, twin)
+    if gates.p99_ms_max is not None:
+        yield from judge_p99(gates.p99_ms_max, variant)
     if gates.agreement_min is not None:
-        yield _judge_agreement(gates.agreement_min, variant, document)
+        yield judge_agreement(gates.agreement_min, variant, document)
+    if gates.worst_class_drop_pp is not None:
+        yield judge_worst_class(gates.worst_class_drop_pp, variant, document)
     if gates.size_bytes_max is not None:
-        yield _judge_size(gates.size_bytes_max, variant)
-
-
-def _judge_drop(gate: str, limit_pp: float, variant: Variant, against: Variant, pair: Paired | None) -> Verdict:
-    answer = _verdicts(gate, variant, limit_pp, "pp")
-    for side in (variant, against):
-        if side.status == "not run":
-            return answer("not run", None, f"{side.name} was not run: {side.reason}")
-    if pair is None:
-        return answer("not run", None, f"the report holds no counts paired with {against.name}")
-    test = tango_noninferiority(pair.gained, pair.lost, pair.n, limit_pp / 100)
-    detail = (
-        f"change against {against.name} {100 * test.difference:+.2f} pp "
-        f"(95 % interval {100 * test.low:+.2f} to {100 * test.high:+.2f} pp; n {pair.n:,}: "
-        f"{pair.gained:,} gained, {pair.lost:,} lost), p {test.p:.2g} against a loss of {limit_pp:g} pp or more"
-    )
-    if test.decision == "inconclusive":
-        if test.needed_n is None:
-            detail += "; the observed loss is the limit itself, so that no number of samples decides"
-        else:
-            detail += f"; about {test.needed_n:,} samples would decide {test.needed_if}"
-    return answer(test.decision, 100 * (pair.lost - pair.gained) / pair.n, detail)
-
-
-def _judge_latency(limits: float | dict[int, float], variant: Variant, twin: Variant) -> Iterator[Verdict]:
-    rows = {row.batch: row for row in variant.ratio_to_float}
-    by_batch = limits if isinstance(limits, dict) else dict.fromkeys(rows, limits)
-    reasons = [f"{side.name} was not run: {side.reason}" for side in (variant, twin) if side.status == "not run"]
-    if not reasons and not by_batch:
-        reasons = [f"not timed against {twin.name} in the same kind of session"]
-    if reasons:
-        answer = _verdicts("latency_ratio", variant, None if isinstance(limits, dict) else limits, "ratio")
-        yield answer("not run", None, reasons[0])
-        return
-    for batch, limit in by_batch.items():
-        answer = _verdicts("latency_ratio", variant, limit, "ratio")
-        if batch in rows:
-            timed = [row for side in (variant, twin) for row in side.latency if row.batch == batch]
-            yield _judge_ratio(answer, rows[batch], limit, twin, timed)
-        else:
-            yield answer("not run", None, f"batch {batch}: not timed against {twin.name} in the same kind of session")
-
-
-def _judge_ratio(
-    answer: Callable[..., Verdict], row: RatioRow, limit: float, twin: Variant, timed: list[LatencyRow]
-) -> Verdict:
-    detail = (
-        f"batch {row.batch}: latency {row.ratio:.3f} x that of {twin.name} "
-        f"(95 % interval {row.low:.3f} to {row.high:.3f}; {row.blocks} blocks)"
-    )
-    if any(latency.unstable for latency in timed):
-        return answer(
-            "inconclusive",
-            row.ratio,
-            f"{detail}; latencies drifted in both measurements, so measure on an idle machine",
-        )
-    decision = ratio_decision(row.low, row.high, limit)
-    if decision == "inconclusive":
-        blocks = needed_blocks(row.mean_log, row.sd_log, limit)
-        detail += "; the observed ratio is the limit itself" if blocks is None else ""
-        detail += "" if blocks is None else f"; about {blocks:,} blocks would decide at this ratio"
-    return answer(decision, row.ratio, detail)
-
-
-def _judge_agreement(minimum: float, variant: Variant, document: ReportDocument) -> Verdict:
-    answer = _verdicts("agreement_min", variant, minimum, "fraction")
-    if variant.agreement is None:
-        return answer("not run", None, f"{variant.name} was not run: {variant.reason}")
-    same = round(variant.agreement * document.n)
-    interval = wilson(same, document.n)
-    detail = (
-        f"same prediction as {document.reference} for {same:,} of {document.n:,} samples "
-        f"(95 % interval {interval.low:.4f} to {interval.high:.4f})"
-    )
-    return answer(proportion_decision(same, document.n, minimum), variant.agreement, detail)
-
-
-def _judge_size(limit: int, variant: Variant) -> Verdict:
-    answer = _verdicts("size_bytes_max", variant, limit, "bytes")
-    if variant.size_bytes is None:
-        return answer("not run", None, f"{variant.name} has no file whose size is known")
-    verdict = "pass" if variant.size_bytes <= limit else "fail"
-    return answer(verdict, variant.size_bytes, f"{variant.size_bytes:,} bytes, allowed {limit:,}")
-
-
-def _judge_required(variant: Variant) -> Verdict:
-    answer = _verdicts("require", variant, None, "")
-    if variant.status == "measured":
-        return answer("pass", None, f"{variant.name} was measured")
-    return answer("not run", None, f"{variant.name} was not run: {variant.reason}")
-
-
-def _verdicts(gate: str, variant: Variant, limit: float | None, unit: str) -> Callable[..., Verdict]:
-    def answer(verdict: str, value: float | None, detail: str) -> Verdict:
-        return Verdict.model_validate(
-            {
-                "gate": gate,
-                "variant": variant.name,
-                "verdict": verdict,
-                "limit": limit,
-                "value": value,
-                "unit": unit,
-                "detail": detail,
-            }
-        )
-
-    return answer
+        yield judge_size(gates.size_bytes_max, variant)
+    if gates.memory_bytes_max is not None:
+        yield judge_memory(gates.memory_bytes_max, variant)

@@ -19,33 +19,35 @@ def markdown(document: ReportDocument, verdicts: Sequence[VerdictLike]) -> str:
     Returns:
         GitHub-flavoured Markdown, one newline at the end.
     """
-    title = f"# Report of run {_cell(document.run)}" if document.run else "# Report"
+    title = f"# Report of run {escaped(document.run)}" if document.run else "# Report"
     twin = "" if document.float_twin is None else f", ratios against float twin `{document.float_twin}`"
     parts = [
         title,
         f"Reference `{document.reference}`{twin}; split {document.split}, n {document.n:,}. "
         "Ratio = latency(variant) / latency(float twin): below 1 the variant is faster. Intervals cover 95 %.",
     ]
-    parts += [_markdown_table(table) for table in report_tables(document, verdicts)]
+    parts += [markdown_table(table) for table in report_tables(document, verdicts)]
     facts = [*fact_lines(document), *filter(None, [not_evaluated(verdicts)])]
     if facts:
-        parts.append("\n".join(f"- {_cell(line)}" for line in facts))
+        parts.append("\n".join(f"- {escaped(line)}" for line in facts))
     measured_on = "; ".join(f"{name} {value}" for name, value in document.environment.items() if _scalar(value))
     if measured_on:
-        parts.append(f"Measured on: {_cell(measured_on)}.")
+        parts.append(f"Measured on: {escaped(measured_on)}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """Return a table under a heading of the second level."""
     rules = ["---:" if column in table.numeric else "---" for column in range(len(table.header))]
     lines = [table.header, rules, *table.rows]
-    body = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    body = "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
     return f"## {table.title}\n\n{body}"
 
 
-def _cell(text: str | None) -> str:
-    escaped = (text or "").replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return " ".join(escaped.split())
+def escaped(text: str | None) -> str:
+    """Return a text on one line that means nothing to a Markdown table or as HTML."""
+    plain = (text or "").replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(plain.split())
 
 
 def _scalar(value: object) -> bool:

@@ -1,6 +1,6 @@
 """`benchmark`: every variant on the same test images and in the same interleaved blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,10 +17,19 @@ from compress.artifacts.manifest import (
 )
 from compress.errors import ModelError
 from compress.log import progress
-from compress.pipeline.machine import FACTS, library_version, resolve_device, resolve_threads
+from compress.pipeline.machine import resolve_device, resolve_threads
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
+from compress.stages.circumstances import (
+    LIBRARIES,
+    MACHINE,
+    curves_of,
+    environment,
+    fingerprint,
+    lineage_of,
+    pictures_of,
+)
 from compress.stages.contract import INPUT, network_input
-from compress.stages.ladder import edges_to, find, line_of, parent_of
+from compress.stages.ladder import edges_to, line_of, parent_of
 from compress.stages.variants import Runnable, runnable_from_artifact
 
 if TYPE_CHECKING:
@@ -29,23 +38,22 @@ if TYPE_CHECKING:
 
     from compress.data.split import Split
     from compress.measure.latency import Measurement
-    from compress.report.document import Lineage, ReportDocument
-
-LIBRARIES = (
-    *("torch", "torchao", "onnx", "onnxruntime", "tensorrt-rtx-cu13", "tensorrt", "pycuda"),
-    *("numpy", "scipy", "pillow", "scikit-learn"),
-)
-MACHINE = ("cpu", "threads", "gpu", "driver")
+    from compress.report.document import ColdStart, FreshRow, ReportDocument
 
 
 class LatencyConfig(StageConfig):
     """How long is measured; the defaults are for figures that are published."""
 
     batches: tuple[int, ...] = Field(default=(1, 32), min_length=1, description="samples per call")
-    blocks: int = Field(default=20, ge=2, description="every variant once in each, in random order")
+    blocks: int = Field(default=20, ge=2, description="every variant in every round of each, in random order")
     slot_iterations: int = Field(default=50, ge=1, description="calls of a variant in a block, at least")
-    slot_ms: float = Field(default=50, gt=0, description="duration of a slot, at least")
+    slot_ms: float = Field(default=50, gt=0, description="duration of the same, at least")
     warmup_ms: float = Field(default=2000, ge=0, description="of every variant and batch, at least")
+    processes: int = Field(
+        default=5,
+        ge=2,
+        description="fresh ones that measure each variant again, for cold start, memory and `compress compare`",
+    )
 
 
 class BenchmarkConfig(StageConfig):
@@ -79,13 +87,14 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
     from compress.report.document import ReportDocument, report_json
     from compress.stages.evidence import Evidence, hop_from, parameters_of, variant_from
 
+    assert isinstance(config.threads, int), "resolve replaces auto"
+    surroundings = environment(config.device, config.threads)  # before any load of our own
     dataset = load_dataset(workspace.data, workspace.base)
     test = dataset.test
     listed = [inputs.reference, *inputs.variants, *([inputs.float_twin] if inputs.float_twin else [])]
     variants = list({artifact.step: artifact for artifact in listed}.values())
     _check_float_twin(inputs)
     edges = edges_to(variants, inputs.ancestors)
-    assert isinstance(config.threads, int), "resolve replaces auto"
     runnables = {
         edge.child.step: runnable_from_artifact(
             edge.child, workspace.base, device=config.device, threads=config.threads
@@ -95,26 +104,33 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
     images = network_input(test.images)
     logits = {name: one.logits(images) for name, one in runnables.items() if one.session}
     timings = {batch: _time(runnables, variants, images, batch, config, workspace) for batch in config.latency.batches}
+    fresh = _fresh([runnables[one.step] for one in variants], images, config, workspace)
 
     evidence = Evidence(
         reference=inputs.reference.step,
         float_twin=inputs.float_twin.step if inputs.float_twin else None,
         labels=test.labels,
         classes=dataset.classes,
+        ids=tuple(test.ids),
         logits=logits,
         timings=timings,
+        fresh=fresh,
         sessions={name: one.label for name, one in runnables.items()},
         parameters={edge.child.step: parameters_of(edge.child, inputs.ancestors) for edge in edges},
     )
+    measured = [variant_from(runnables[one.step], evidence) for one in variants]
     document = ReportDocument(
         reference=evidence.reference,
         float_twin=evidence.float_twin,
         split=test.name,
         n=len(test),
-        variants=[variant_from(runnables[one.step], evidence) for one in variants],
+        variants=measured,
         ladder=[hop_from(edge, evidence) for edge in edges],
-        environment=_environment(config),
-        lineage=[_lineage(edge.child, inputs.ancestors) for edge in edges],
+        environment=surroundings,
+        lineage=[lineage_of(edge.child, inputs.ancestors) for edge in edges],
+        fingerprint=fingerprint(surroundings, config.latency.batches, test, images),
+        curves=curves_of(edges),
+        pictures=pictures_of(measured, test),
     )
     (workspace.path / "report.json").write_bytes(report_json(document))
     _write_samples(workspace, test, logits, timings)
@@ -164,7 +180,7 @@ def _time(
 
     feed = {INPUT: np.resize(images, (batch, *images.shape[1:]))}
     sessions = {one.step: runnables[one.step].session for one in variants if runnables[one.step].takes(batch)}
-    calls = {name: (lambda s=session: s.run(feed)) for name, session in sessions.items() if session}
+    calls = {name: session.timed(feed) for name, session in sessions.items() if session}
     with progress(f"latency at batch {batch}", config.latency.blocks, "blocks") as bar:
         return measure_stable(
             calls,
@@ -173,40 +189,26 @@ def _time(
             slot_ms=config.latency.slot_ms,
             warmup_ms=config.latency.warmup_ms,
             seed=workspace.seed,
-            on_block=bar.advance,
+            on_block=lambda done, total: bar.advance(),
         )
 
 
-def _lineage(artifact: Artifact, ancestors: Mapping[str, Artifact]) -> "Lineage":
-    from compress.report.document import Lineage
+def _fresh(
+    runnables: "Sequence[Runnable]", images: "NDArray[np.float32]", config: BenchmarkConfig, workspace: Workspace
+) -> "dict[str, tuple[list[FreshRow], ColdStart]]":
+    """Every variant that runs here once more, in processes of its own."""
+    from compress.stages.fresh_process import FreshSlot, fresh_variant, measure_fresh
 
-    manifest = artifact.manifest
-    return Lineage(
-        step=artifact.step,
-        stage=manifest.stage,
-        kind=manifest.kind,
-        key=manifest.key,
-        digest=manifest.digest,
-        inputs={
-            role: [found.step for ref in refs if (found := find(ref, ancestors))]
-            for role, refs in manifest.inputs.items()
-        },
+    assert isinstance(config.threads, int), "resolve replaces auto"
+    latency = config.latency
+    variants = [
+        fresh_variant(one, images, latency.batches, base=workspace.base, device=config.device, threads=config.threads)
+        for one in runnables
+        if one.session
+    ]
+    return measure_fresh(
+        variants, processes=latency.processes, slot=FreshSlot(slot_ms=latency.slot_ms), seed=workspace.seed
     )
-
-
-def _environment(config: BenchmarkConfig) -> dict[str, Any]:
-    """What a latency depends on, beside the model."""
-    import platform
-
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{name: FACTS[name]() for name in MACHINE},
-        "session_threads": config.threads,
-        "device": config.device,
-        "spinning": False,
-        "libraries": {name: library_version(name) for name in LIBRARIES},
-    }
 
 
 def _write_samples(
@@ -239,7 +241,7 @@ def _metrics(document: "ReportDocument", workspace: Workspace) -> list[Metric]:
 
 BENCHMARK = Stage(
     name="benchmark",
-    version=1,
+    version=2,
     config=BenchmarkConfig,
     inputs=BenchmarkInputs,
     output=Report,

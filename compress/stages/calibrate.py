@@ -9,6 +9,7 @@ from pydantic import Field
 from compress.artifacts.manifest import Metric, OnnxModel, Quantization, QuantizedOnnx
 from compress.log import progress
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
+from compress.quantization.scheme import QUANTIZER_VERSION
 from compress.stages.contract import network_input
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
 
 CALIBRATE = Stage(
     name="calibrate",
-    version=1,
+    version=QUANTIZER_VERSION,
     config=CalibrateConfig,
     inputs=CalibrateInputs,
     output=QuantizedOnnx,

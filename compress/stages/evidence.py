@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compress.measure.latency import Measurement
-    from compress.report.document import VariantKind
+    from compress.report.build import Timing
+    from compress.report.document import ColdStart, FreshRow, RatioRow, VariantKind
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,18 @@ class Evidence:
     float_twin: str | None
     labels: "NDArray[np.int64]"
     classes: tuple[str, ...]
+    ids: tuple[str, ...]  # of the samples
     logits: "Mapping[str, NDArray[np.float32]]"
     timings: "Mapping[int, Measurement]"  # by batch size
+    fresh: "Mapping[str, tuple[list[FreshRow], ColdStart]]"  # of the variants that run here
     sessions: Mapping[str, str]  # what runs each variant, and where
     parameters: Mapping[str, int | None]
 
 
 def variant_from(runnable: Runnable, evidence: Evidence) -> Variant:
     """Everything that is known of one variant."""
-    from compress.measure.fidelity import compare_logits, parity, worst_class
-    from compress.report.build import latency_rows, measured_variant, ratio_rows, variant_not_run
+    from compress.measure.fidelity import compare_logits, parity
+    from compress.report.build import detail_of, measured_variant, variant_not_run
 
     artifact, name, twin = runnable.artifact, runnable.artifact.step, evidence.float_twin
     kind, parameters = cast("VariantKind", artifact.manifest.kind.value), evidence.parameters[name]
@@ -50,10 +53,7 @@ def variant_from(runnable: Runnable, evidence: Evidence) -> Variant:
         assert runnable.reason is not None
         return variant_not_run(name, kind, runnable.reason, parameters=parameters, size_bytes=size_bytes, facts=facts)
     mine, reference, labels = evidence.logits[name], evidence.logits[evidence.reference], evidence.labels
-    worst = worst_class(mine, reference, labels)
     other = evidence.logits[twin] if twin is not None and twin != name else None
-    # A ratio between two kinds of session would compare runtimes, not models.
-    comparable = twin is not None and evidence.sessions[twin] == runnable.label
     return measured_variant(
         name,
         kind,
@@ -61,12 +61,31 @@ def variant_from(runnable: Runnable, evidence: Evidence) -> Variant:
         against_reference=compare_logits(mine, reference, labels),
         against_float=None if other is None else compare_logits(mine, other, labels),
         parity_to_float=None if other is None else parity(mine, other),
-        worst_class=(evidence.classes[worst.label], worst),
+        detail=detail_of(mine, reference, labels, classes=evidence.classes, ids=evidence.ids),
+        timing=_timing(runnable, evidence),
         parameters=parameters,
         size_bytes=size_bytes,
-        latency=latency_rows(evidence.timings, name),
-        ratio_to_float=ratio_rows(evidence.timings, name, twin) if twin is not None and comparable else [],
         facts=facts,
+    )
+
+
+def _timing(runnable: Runnable, evidence: Evidence) -> "Timing":
+    from compress.report.build import Timing, latency_rows, ratio_rows
+
+    name = runnable.artifact.step
+
+    def ratios(other: str | None) -> "list[RatioRow]":
+        # A ratio between two kinds of session would compare runtimes, not models.
+        comparable = other is not None and evidence.sessions[other] == runnable.label
+        return ratio_rows(evidence.timings, name, other) if other is not None and comparable else []
+
+    fresh, cold_start = evidence.fresh.get(name, ([], None))
+    return Timing(
+        latency=latency_rows(evidence.timings, name),
+        ratio_to_float=ratios(evidence.float_twin),
+        ratio_to_reference=ratios(evidence.reference),
+        fresh=fresh,
+        cold_start=cold_start,
     )
 
 
@@ -78,10 +97,17 @@ def hop_from(edge: Edge, evidence: Evidence) -> Hop:
     if name not in evidence.logits:
         return Hop(hop=edge.name, top1=None, agreement=None, sqnr_db=None)
     fidelity = compare_logits(evidence.logits[name], evidence.logits[evidence.reference], evidence.labels)
-    sqnr_db = None
+    found = None
     if edge.parent is not None and edge.parent.step in evidence.logits and not edge.is_training:
-        sqnr_db = parity(evidence.logits[name], evidence.logits[edge.parent.step]).sqnr_db
-    return Hop(hop=edge.name, top1=fidelity.top1, agreement=fidelity.agreement, sqnr_db=sqnr_db)
+        found = parity(evidence.logits[name], evidence.logits[edge.parent.step])
+    return Hop(
+        hop=edge.name,
+        top1=fidelity.top1,
+        agreement=fidelity.agreement,
+        sqnr_db=None if found is None else found.sqnr_db,
+        max_abs=None if found is None else found.max_abs,
+        cosine=None if found is None else found.cosine,
+    )
 
 
 def parameters_of(artifact: Artifact, ancestors: Mapping[str, Artifact]) -> int | None:

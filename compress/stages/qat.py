@@ -7,6 +7,7 @@ from pydantic import Field
 from compress.artifacts.manifest import Checkpoint, Quantization
 from compress.errors import ModelError
 from compress.pipeline.stage import Metrics, Stage, Workspace
+from compress.quantization.scheme import QUANTIZER_VERSION
 from compress.stages.fitting import LIBRARIES, check_fits, load_teachers, settings_from_config, write_checkpoint
 from compress.stages.training_config import DistillationConfig, resolve_training
 
@@ -67,7 +68,7 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
 
 QAT = Stage(
     name="qat",
-    version=1,
+    version=QUANTIZER_VERSION,
     config=QatConfig,
     inputs=QatInputs,
     output=Checkpoint,

@@ -16,7 +16,7 @@ HEAVY = (
     "torch", "torchao", "lightning_fabric", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "onnxscript",
     "tensorrt_rtx", "tensorrt", "pycuda", "matplotlib", "PIL",
 )  # fmt: skip
-COMMANDS = ("run", "plan", "ls", "show", "report", "schema", "doctor")
+COMMANDS = ("run", "plan", "ls", "tag", "show", "report", "compare", "bench", "schema", "doctor")
 # `compress --help` needs Typer and a little of the standard library: 160 modules. Rich would add 100, pydantic 80.
 HELP_MODULES = 220
 
@@ -73,7 +73,18 @@ def test_plan_imports_no_tensor_library(root: Path, tmp_path: Path, recipe: str)
     assert not modules.intersection(HEAVY)
 
 
-@pytest.mark.parametrize("command", [["ls", "--store", "store"], ["schema"], ["show", "0123", "--store", "store"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ls", "--store", "store"],
+        ["schema"],
+        ["show", "0123", "--store", "store"],
+        ["tag", "main", "r-1", "--store", "store"],
+        ["compare", "base.json", "new.json", "--store", "store"],
+        ["report", "r-1", "--store", "store", "--gate", "top1_drop_pp=1"],
+    ],
+    ids=" ".join,
+)
 def test_questions_import_no_tensor_library(command: list[str], tmp_path: Path) -> None:
     _, modules = modules_after(command, tmp_path)
     assert not modules.intersection(HEAVY)

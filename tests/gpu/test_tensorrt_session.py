@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,18 @@ def test_results_outlive_the_next_run_and_the_session(engine):
     session.run({"image": np.zeros((2, 3, 8, 8), np.float32)})
     session.close()
     np.testing.assert_array_equal(first, kept)
+
+
+def test_timed_is_device_time_and_no_more_than_wall_time(engine):
+    session = TensorRTSession.load(engine)
+    timed = session.timed({"image": np.ones((16, 3, 8, 8), np.float32)})
+    timed()
+    start = time.perf_counter()
+    taken_ms = timed()
+    assert 0 < taken_ms < 1000 * (time.perf_counter() - start)
+    session.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        timed()
 
 
 def test_two_sessions_live_side_by_side(engine):

@@ -39,7 +39,7 @@ def test_version(cli: Cli) -> None:
         (["run"], "Missing argument 'RECIPE'"),
         (["run", "x.yaml", "--forse", "a"], "No such option: --forse"),
         (["run", "x.yaml", "--lock-timeout", "-1"], "--lock-timeout"),
-        (["report", "r-1", "--format", "html"], "--format"),
+        (["report", "r-1", "--format", "pdf"], "--format"),
         (["report", "r-1", "--json", "--format", "md"], "--json and --format md contradict each other"),
         (["report", "r-1", "--format", "table", "--json"], "--json and --format table contradict each other"),
         (["report", "r-1", "--json", "--format", "json"], "there is no run 'r-1'"),
@@ -68,6 +68,9 @@ def test_usage_errors(cli: Cli, tmp_path: Path, arguments: list[str], said: str)
         (["--until", "float", "--only", "float"], "--until and --only contradict each other"),
         (["--set", "steps.teacher.epoch=2"], "unknown key 'epoch'"),
         (["--set", "nonsense"], "nonsense"),
+        (["--gate", "top1_dorp_pp=1"], "--gate top1_dorp_pp=1: unknown gate 'top1_dorp_pp'; nearest: 'top1_drop_pp'"),
+        (["--gate", "top1_drop_pp"], "--gate top1_drop_pp: expected NAME=VALUE"),
+        (["--gate", "top1_drop_pp=1"], "gates: no step writes a report that they could be judged from"),
     ],
 )
 def test_options_that_do_not_fit_the_recipe(cli: Cli, recipe: Path, arguments: list[str], said: str) -> None:
@@ -102,7 +105,7 @@ def test_plan_as_json(cli: Cli, recipe: Path) -> None:
 def test_ls_of_an_empty_store(cli: Cli, tmp_path: Path) -> None:
     assert cli("ls", "--store", "s", cwd=tmp_path).stdout == "s is empty; compress run RECIPE fills it\n"
     document = json.loads(cli("ls", "--store", "s", "--json", cwd=tmp_path).stdout)
-    assert document == {"store": str(tmp_path / "s"), "runs": [], "artifacts": [], "damaged": []}
+    assert document == {"store": str(tmp_path / "s"), "runs": [], "tags": [], "artifacts": [], "damaged": []}
 
 
 def test_schema_goes_to_a_file(cli: Cli, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_lines_tables_and_last_line(first: subprocess.CompletedProcess[str]) -> 
     titles = [line for line in lines if line.startswith(("Variants", "Latency", "Loss ladder", "Gates", "Files"))]
     assert [title.split()[0] for title in titles] == ["Variants", "Latency", "Loss", "Gates", "Files"]
     files = [line.split()[-1] for line in lines if line.startswith("  ")]
-    names = ["model.onnx", "model.ort.onnx", "model.plan", "report.json"]
+    names = ["model.onnx", "model.ort.onnx", "model.plan", "report.json", "tiny-0001.html"]
     assert [Path(file).name for file in files] == names
     assert all(file.startswith("artifacts/") for file in files)
     assert lines[-2].startswith("tiny-0001: passed; 5 steps, 0 hits, ")
@@ -111,7 +111,7 @@ def test_second_run_is_all_hits_and_lean(ran: Path) -> None:
 
 def test_run_document(ran: Path, cli: Cli) -> None:
     found = document(cli("run", "tiny.yaml", "--json", cwd=ran))
-    assert set(found) == {"run", "recipe", "seed", "status", "steps", "gates", "exit_code"}
+    assert set(found) == {"run", "recipe", "seed", "status", "steps", "gates", "pages", "exit_code"}
     assert [step["name"] for step in found["steps"]] == STEPS
     for step in found["steps"]:
         assert len(step["key"]) == 64
@@ -160,6 +160,14 @@ def test_gates_decide_the_exit_code_of_warm_runs_too(
         return
     assert done.returncode == code
     assert f": {end}; 5 steps, 5 hits, " in done.stdout
+
+
+def test_gates_from_the_command_line_join_those_of_the_recipe(ran: Path, cli: Cli) -> None:
+    done = cli("run", "tiny.yaml", "--json", "--gate", "size_bytes_max=10", "--gate", "top1_drop_pp=90", cwd=ran)
+    assert done.returncode == 3, done.stderr
+    gates = {(gate["gate"], gate["variant"]): gate for gate in document(done)["gates"]}
+    assert gates["size_bytes_max", "int8"]["verdict"] == "fail"
+    assert gates["top1_drop_pp", "int8"]["limit"] == 90, "in place of the recipe's own"
 
 
 def test_ls(ran: Path, cli: Cli) -> None:
@@ -232,6 +240,30 @@ def test_report_in_every_form(ran: Path, cli: Cli) -> None:
     assert cli("report", "tiny-0001:report", cwd=ran).stdout == shown
     cli("report", "tiny-0001", "--format", "md", "-o", "report.md", cwd=ran)
     assert (ran / "report.md").read_text().startswith("# Report of run tiny-0001\n")
+    cli("report", "tiny-0001", "--format", "html", "-o", "report.html", cwd=ran)
+    assert (ran / "report.html").read_bytes() == (ran / "artifacts/runs/tiny-0001.html").read_bytes()
+
+
+def test_every_run_writes_a_page_for_every_benchmark(ran: Path, cli: Cli, tmp_path: Path) -> None:
+    found = document(cli("run", "tiny.yaml", "--json", cwd=ran))
+    (path,) = found["pages"].values()
+    assert Path(path) == ran / "artifacts" / "runs" / f"{found['run']}.html"
+    assert f"<h1>Report of run {found['run']}</h1>" in Path(path).read_text()
+    assert document(cli("run", "tiny.yaml", "--json", "--until", "float", cwd=ran))["pages"] == {}
+    again = """\
+  again:
+    stage: benchmark
+    reference: teacher
+    variants: [float]
+    latency: {batches: [1], blocks: 2, slot_iterations: 1, slot_ms: 1, warmup_ms: 1}
+gates:"""
+    (tmp_path / "twice.yaml").write_text(RECIPE.replace("gates:", again))
+    twice = document(cli("run", tmp_path / "twice.yaml", "--store", ran / "artifacts", "--json"))
+    pages = {step: Path(page) for step, page in twice["pages"].items()}
+    assert {step: page.name for step, page in pages.items()} == {
+        step: f"{twice['run']}.{step}.html" for step in ("report", "again")
+    }
+    assert "<dt>Speed" not in pages["again"].read_text(), "it has no float twin"
 
 
 def test_report_of_a_run_without_one(ran: Path, cli: Cli) -> None:

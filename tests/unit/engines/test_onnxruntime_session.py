@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -55,6 +57,15 @@ def test_describe_is_plain_json(session):
         "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
     }
+
+
+def test_timed_runs_the_model_and_returns_milliseconds(session):
+    timed = session.timed({"image": np.zeros((2, 3, 8, 8), np.float32)})
+    start = time.perf_counter()
+    taken_ms = timed()
+    assert 0 < taken_ms <= 1000 * (time.perf_counter() - start)
+    with pytest.raises(DataError, match="has shape"):
+        session.timed({"image": np.zeros((1, 1, 8, 8), np.float32)})()
 
 
 def test_wrong_shape_is_refused(session):

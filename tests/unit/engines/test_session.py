@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from compress.engines.onnxruntime_session import OnnxRuntimeSession
-from compress.engines.session import Session, TensorSpec, check_inputs
+from compress.engines.session import Session, TensorSpec, check_inputs, wall_timed
 from compress.engines.tensorrt_session import TensorRTSession
 from compress.engines.torch_session import TorchSession
 from compress.errors import DataError
@@ -14,8 +16,12 @@ IMAGE = TensorSpec("image", "float32", ("batch", 3, 8, 8))
 
 
 @pytest.mark.parametrize("session", SESSIONS)
-def test_every_session_has_the_four_methods(session):
-    assert all(callable(getattr(session, name)) for name in ("load", "run", "describe", "close"))
+def test_every_session_has_the_five_methods(session):
+    assert all(callable(getattr(session, name)) for name in ("load", "run", "timed", "describe", "close"))
+
+
+def test_wall_time_is_that_of_the_call():
+    assert 5.0 <= wall_timed(lambda: time.sleep(0.005))() < 500.0
 
 
 def test_fitting_inputs_pass():

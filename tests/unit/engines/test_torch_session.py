@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,15 @@ def test_describe_is_plain_json():
     assert described["backend"] == "torch"
     assert described["device"] == "cpu"
     assert described["inputs"] == [{"name": "image"}]
+
+
+def test_timed_runs_the_module_and_returns_milliseconds(images):
+    timed = TorchSession.load(Net()).timed({"image": images})
+    start = time.perf_counter()
+    taken_ms = timed()
+    assert 0 < taken_ms <= 1000 * (time.perf_counter() - start)
+    with pytest.raises(DataError, match="expected image"):
+        TorchSession.load(Net()).timed({"picture": images})()
 
 
 def test_wrong_names_are_data_errors(images):

@@ -8,8 +8,16 @@ from collections.abc import Callable
 import pytest
 from scipy import stats
 
+from compress.engines.session import wall_timed
 from compress.errors import NotComparableError
-from compress.measure.latency import LatencySamples, latency_ratio, measure_interleaved, measure_stable
+from compress.measure.latency import (
+    LEAST_BLOCKS,
+    LatencySamples,
+    TimedCall,
+    latency_ratio,
+    measure_interleaved,
+    measure_stable,
+)
 
 
 class Machine:
@@ -23,46 +31,74 @@ class Machine:
     def clock(self) -> int:
         return self.now_ns
 
-    def call(self, name: str, cost_ms: float) -> Callable[[], None]:
-        def run() -> None:
+    def call(self, name: str, cost_ms: float) -> TimedCall:
+        def run() -> float:
             self.ran.append(name)
-            self.now_ns += round(cost_ms * self.slowdown(self.now_ns / 1e6) * 1e6)
+            taken_ns = round(cost_ms * self.slowdown(self.now_ns / 1e6) * 1e6)
+            self.now_ns += taken_ns
+            return taken_ns / 1e6
 
         return run
 
 
 def slots(ran: list[str], iterations: int) -> list[str]:
-    """Names of the slots, given that every slot has the same number of calls."""
-    names = ran[::iterations]
-    assert ran == [name for name in names for _ in range(iterations)]
+    """Names of the slots, given that every slot has the same number of calls, and one more that does not count."""
+    names = ran[:: iterations + 1]
+    assert ran == [name for name in names for _ in range(iterations + 1)]
     return names
 
 
-def test_two_variants_run_abba_or_baab_in_every_block() -> None:
+def test_two_variants_run_abba_or_baab_in_every_round() -> None:
     machine = Machine()
     calls = {"float": machine.call("A", 2.0), "int8": machine.call("B", 1.0)}
     found = measure_interleaved(
-        calls, blocks=20, slot_iterations=3, slot_ms=0, warmup_iterations=0, warmup_ms=0, seed=1, clock=machine.clock
-    )
+        calls, blocks=5, rounds=4, slot_iterations=12, slot_ms=0, warmup_iterations=0, warmup_ms=0, seed=1,
+        clock=machine.clock,
+    )  # fmt: skip
     names = slots(machine.ran, 3)
-    blocks = {"".join(names[i : i + 4]) for i in range(0, len(names), 4)}
-    assert blocks == {"ABBA", "BAAB"}
+    rounds = ["".join(names[i : i + 4]) for i in range(0, len(names), 4)]
+    assert len(rounds) == 5 * 4
+    assert set(rounds) == {"ABBA", "BAAB"}
     assert list(found) == ["float", "int8"]
-    assert found["float"].samples_ms == (2.0,) * (20 * 2 * 3)
-    assert found["float"].block_ms == pytest.approx((2.0,) * 20)
+    assert found["float"].samples_ms == (2.0,) * (5 * 2 * 12)
+    assert found["float"].block_ms == pytest.approx((2.0,) * 5)
 
 
-def test_more_variants_all_run_in_every_block_in_a_random_order() -> None:
+def test_more_variants_all_run_in_every_round_in_a_random_order() -> None:
     machine = Machine()
     calls = {name: machine.call(name, 1.0) for name in "ABCDE"}
     measure_interleaved(
-        calls, blocks=10, slot_iterations=2, slot_ms=0, warmup_iterations=0, warmup_ms=0, seed=0, clock=machine.clock
-    )
+        calls, blocks=5, rounds=2, slot_iterations=4, slot_ms=0, warmup_iterations=0, warmup_ms=0, seed=0,
+        clock=machine.clock,
+    )  # fmt: skip
     names = slots(machine.ran, 2)
-    blocks = ["".join(names[i : i + 5]) for i in range(0, len(names), 5)]
-    assert len(blocks) == 10
-    assert all(sorted(block) == list("ABCDE") for block in blocks)
-    assert len(set(blocks)) > 5
+    rounds = ["".join(names[i : i + 5]) for i in range(0, len(names), 5)]
+    assert len(rounds) == 10
+    assert all(sorted(one) == list("ABCDE") for one in rounds)
+    assert len(set(rounds)) > 5
+
+
+def test_the_first_call_of_a_slot_does_not_count() -> None:
+    costs = {"a": iter([9.0, 1.0, 1.0] * 6), "b": iter([9.0, 2.0, 2.0] * 6)}
+    found = measure_interleaved(
+        {name: lambda of=of: next(of) for name, of in costs.items()},
+        blocks=3, rounds=1, slot_iterations=2, slot_ms=0, warmup_iterations=0, warmup_ms=0,
+    )  # fmt: skip
+    assert set(found["a"].samples_ms) == {1.0}
+    assert set(found["b"].samples_ms) == {2.0}
+
+
+def test_a_disturbance_longer_than_a_round_hits_both_variants() -> None:
+    def spread(rounds: int) -> float:
+        # The machine is slower by half in every other 130 ms.
+        machine = Machine(slowdown=lambda now_ms: 1.5 if int(now_ms / 130) % 2 else 1.0)
+        calls = {"a": machine.call("A", 1.0), "b": machine.call("B", 1.0)}
+        found = measure_interleaved(
+            calls, blocks=20, rounds=rounds, warmup_iterations=0, warmup_ms=0, clock=machine.clock
+        )
+        return latency_ratio(found["b"], found["a"]).sd_log
+
+    assert spread(10) < spread(1) / 2
 
 
 def test_the_seed_fixes_the_order() -> None:
@@ -82,7 +118,7 @@ def test_warm_up_and_slots_obey_both_their_count_and_their_duration() -> None:
     machine = Machine()
     found = measure_interleaved(
         {"fast": machine.call("f", 1.0), "slow": machine.call("s", 100.0)},
-        blocks=2, slot_iterations=5, slot_ms=20, warmup_iterations=4, warmup_ms=30, clock=machine.clock,
+        blocks=2, rounds=1, slot_iterations=5, slot_ms=20, warmup_iterations=4, warmup_ms=30, clock=machine.clock,
     )  # fmt: skip
     assert machine.ran[:30] == ["f"] * 30
     assert machine.ran[30:34] == ["s"] * 4
@@ -114,7 +150,7 @@ def test_ratio_of_two_variants_is_half_the_sum_of_the_four_logarithms() -> None:
     machine = Machine(slowdown=lambda now_ms: chance.uniform(0.9, 1.1))
     calls = {"a": machine.call("A", 1.0), "b": machine.call("B", 3.0)}
     found = measure_interleaved(
-        calls, blocks=8, slot_iterations=1, slot_ms=0, warmup_iterations=0, warmup_ms=0, clock=machine.clock
+        calls, blocks=8, rounds=1, slot_iterations=1, slot_ms=0, warmup_iterations=0, warmup_ms=0, clock=machine.clock
     )
     a, b = found["a"].samples_ms, found["b"].samples_ms  # one iteration a slot, two slots a block
     logs = [
@@ -139,7 +175,7 @@ def test_a_drifting_measurement_is_repeated_once() -> None:
     warming = Machine(slowdown=lambda now_ms: 1 + min(now_ms, 200) / 400)  # settles during the first attempt
     settled = measure_stable(
         {"a": warming.call("a", 1.0), "b": warming.call("b", 1.0)},
-        blocks=8, slot_iterations=5, slot_ms=0, warmup_iterations=0, warmup_ms=0, clock=warming.clock,
+        blocks=8, rounds=1, slot_iterations=5, slot_ms=0, warmup_iterations=0, warmup_ms=0, clock=warming.clock,
     )  # fmt: skip
     assert settled.attempts == 2
     assert not any(trend.unstable for trend in settled.drift.values())
@@ -148,7 +184,7 @@ def test_a_drifting_measurement_is_repeated_once() -> None:
     heating = Machine(slowdown=lambda now_ms: math.exp(now_ms / 500))
     unsettled = measure_stable(
         {"a": heating.call("a", 1.0)},
-        blocks=8, slot_iterations=5, slot_ms=0, warmup_iterations=0, warmup_ms=0, clock=heating.clock,
+        blocks=8, rounds=1, slot_iterations=5, slot_ms=0, warmup_iterations=0, warmup_ms=0, clock=heating.clock,
     )  # fmt: skip
     assert unsettled.attempts == 2
     assert unsettled.drift["a"].unstable
@@ -163,7 +199,7 @@ def test_a_drifting_measurement_is_repeated_once() -> None:
 
 def test_the_real_clock_times_a_sleep() -> None:
     found = measure_interleaved(
-        {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.006)},
+        {"short": wall_timed(lambda: time.sleep(0.002)), "long": wall_timed(lambda: time.sleep(0.006))},
         blocks=3, slot_iterations=3, slot_ms=1, warmup_iterations=1, warmup_ms=0,
     )  # fmt: skip
     assert found["short"].percentile_ms(50) >= 2.0
@@ -172,24 +208,73 @@ def test_the_real_clock_times_a_sleep() -> None:
 
 
 def test_the_error_of_a_call_is_not_swallowed() -> None:
-    def broken() -> None:
+    def broken() -> float:
         raise RuntimeError("kernel failed")
 
     with pytest.raises(RuntimeError, match="kernel failed"):
         measure_interleaved({"a": broken}, blocks=2, warmup_ms=0)
 
 
-def test_a_clock_that_stands_still_is_not_comparable() -> None:
-    with pytest.raises(NotComparableError, match="a call took 0 ns") as error:
-        measure_interleaved({"a": lambda: None}, blocks=2, slot_iterations=3, slot_ms=0, warmup_ms=0, clock=lambda: 5)
+def test_a_timer_that_stands_still_is_not_comparable() -> None:
+    with pytest.raises(NotComparableError, match="a call took 0 ms") as error:
+        measure_interleaved({"a": lambda: 0.0}, blocks=2, slot_iterations=3, slot_ms=0, warmup_ms=0)
     assert error.value.exit_code == 4
     assert error.value.where == "a"
 
 
-@pytest.mark.parametrize(("calls", "blocks", "iterations"), [({}, 2, 1), ({"a": print}, 0, 1), ({"a": print}, 2, 0)])
-def test_impossible_plans_are_refused(calls: dict[str, Callable[[], None]], blocks: int, iterations: int) -> None:
-    with pytest.raises(ValueError, match="expected calls, blocks >= 1 and slot_iterations >= 1"):
+@pytest.mark.parametrize(("calls", "blocks", "iterations"), [({}, 2, 1), ({"a": float}, 0, 1), ({"a": float}, 2, 0)])
+def test_impossible_plans_are_refused(calls: dict[str, TimedCall], blocks: int, iterations: int) -> None:
+    with pytest.raises(ValueError, match="expected calls, and blocks, rounds and slot_iterations >= 1"):
         measure_interleaved(calls, blocks=blocks, slot_iterations=iterations)
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a budget > 0 s, got 0"):
+        measure_interleaved({"a": float}, budget_s=0)
+
+
+@pytest.mark.parametrize("names", ["AB", "ABC"])
+def test_a_budget_holds_as_many_blocks_as_fit(names: str) -> None:
+    machine = Machine()
+    calls = {name: machine.call(name, cost) for name, cost in zip(names, (1.0, 30.0, 0.1), strict=False)}
+    blocks: list[tuple[int, int]] = []
+    measure_interleaved(
+        calls, budget_s=60, warmup_ms=500, clock=machine.clock,
+        on_block=lambda done, total: blocks.append((done, total)),
+    )  # fmt: skip
+    total = blocks[0][1]
+    assert blocks == [(done, total) for done in range(1, total + 1)]
+    assert 55e9 < machine.now_ns <= 60.1e9
+
+
+def test_a_small_budget_still_gets_five_blocks() -> None:
+    machine = Machine()
+    found = measure_interleaved({"a": machine.call("a", 100.0)}, budget_s=0.1, warmup_ms=0, clock=machine.clock)
+    assert len(found["a"].block_ms) == LEAST_BLOCKS == 5
+
+
+def test_a_slot_ends_by_the_clock_and_is_timed_by_the_call() -> None:
+    machine = Machine()
+    run = machine.call("a", 2.0)
+
+    def on_device() -> float:
+        run()
+        return 0.5
+
+    found = measure_interleaved(
+        {"a": on_device}, blocks=3, slot_iterations=1, slot_ms=40, warmup_iterations=0, warmup_ms=0, clock=machine.clock
+    )
+    assert found["a"].samples_ms == (0.5,) * 3 * 20  # 10 rounds of 4 ms
+
+
+def test_throughput_and_the_interval_of_the_99th_percentile() -> None:
+    values = tuple(float(i) for i in range(1, 5001))
+    found = LatencySamples(values, (1.0,))
+    assert found.calls_per_s == pytest.approx(1000 / 2500.5)
+    interval = found.p99_interval_ms
+    assert interval is not None
+    assert interval.low < 4950.01 < interval.high
+    assert LatencySamples(values[1:], (1.0,)).p99_interval_ms is None
 
 
 def test_variants_of_different_blocks_are_not_compared() -> None:

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from compress.measure import statistics
 from compress.measure.statistics import (
+    Interval,
     drift,
     mcnemar_p,
     needed_blocks,
     normal_sf,
     percentile,
     proportion_decision,
+    quantile_interval,
     ratio_decision,
     ratio_interval,
     tango_interval,
@@ -52,11 +57,13 @@ def test_wilson_reproduces_published_intervals(correct: int, n: int, low: float,
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 450), (441, 450), (450, 450), (9_350, 10_000)])
-def test_wilson_equals_scipy(correct: int, n: int) -> None:
-    expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
+def test_wilson_equals_scipy_and_statsmodels(correct: int, n: int) -> None:
     interval = wilson(correct, n)
-    assert interval.low == pytest.approx(expected.low, abs=1e-12)
-    assert interval.high == pytest.approx(expected.high, abs=1e-12)
+    for expected in (
+        tuple(stats.binomtest(correct, n).proportion_ci(method="wilson")),
+        proportion_confint(correct, n, method="wilson"),
+    ):
+        assert (interval.low, interval.high) == pytest.approx(expected, abs=1e-12)
     assert 0 <= interval.low <= correct / n <= interval.high <= 1
 
 
@@ -88,16 +95,28 @@ def test_tango_score_by_hand() -> None:
     assert tango_score(0, 0, 100, 0.2) == pytest.approx(20 / math.sqrt(100 * 0.2 * 0.8), rel=1e-12)
     # At margin 0 it is McNemar's statistic.
     assert tango_score(4, 9, 50, 0.0) == pytest.approx((4 - 9) / math.sqrt(4 + 9), rel=1e-12)
+    # Tango, 1998: two ways to disinfect contact lenses, 0 and 1 of 44 discordant, margin 0.1.
+    assert tango_score(0, 1, 44, 0.1) == pytest.approx(1.709, abs=5e-4)
     # A loss of everything is impossible once anything was kept.
     assert tango_score(0, 0, 10, 1.0) == math.inf
     assert tango_score(0, 10, 10, 1.0) == 0.0
 
 
-def test_tango_interval_reproduces_a_published_example() -> None:
-    # Fagerland, Lydersen and Laake, 2014, doi:10.1002/sim.6148: airway hyper-responsiveness, 1 and 7 of 21 discordant.
-    interval = tango_interval(1, 7, 21)
-    assert interval.low == pytest.approx(-0.517, abs=5e-4)
-    assert interval.high == pytest.approx(-0.026, abs=5e-4)
+@pytest.mark.parametrize(
+    ("gained", "lost", "n", "low", "high", "digit"),
+    [
+        # Fagerland, Lydersen and Laake, 2014, doi:10.1002/sim.6148: airway hyper-responsiveness.
+        (1, 7, 21, -0.517, -0.026, 1e-3),
+        # The same authors' contingencytables for R: complete response before and after consolidation therapy.
+        (6, 16, 161, -0.1240, -0.0054, 1e-4),
+    ],
+)
+def test_tango_interval_reproduces_published_examples(
+    gained: int, lost: int, n: int, low: float, high: float, digit: float
+) -> None:
+    interval = tango_interval(gained, lost, n)
+    assert interval.low == pytest.approx(low, abs=digit / 2)
+    assert interval.high == pytest.approx(high, abs=digit / 2)
 
 
 @pytest.mark.parametrize(("gained", "lost", "n"), PAIRS)
@@ -202,9 +221,16 @@ def test_noninferiority_refuses_a_margin_that_is_no_fraction(margin: float) -> N
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 9), (3, 30), (700, 900)])
-def test_mcnemar_equals_the_binomial_test(gained: int, lost: int) -> None:
+def test_mcnemar_equals_the_binomial_test_and_statsmodels(gained: int, lost: int) -> None:
     expected = stats.binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
     assert mcnemar_p(gained, lost) == pytest.approx(expected, rel=1e-9)
+    second: Any = mcnemar([[50, lost], [gained, 7]], exact=True)
+    assert mcnemar_p(gained, lost) == pytest.approx(second.pvalue, rel=1e-6)
+
+
+def test_mcnemar_reproduces_a_published_example() -> None:
+    # contingencytables for R (Fagerland, Lydersen and Laake): the exact conditional test of the example above.
+    assert mcnemar_p(6, 16) == pytest.approx(0.052479, abs=1e-6)
 
 
 def test_mcnemar_refuses_a_negative_count() -> None:
@@ -329,3 +355,23 @@ def test_percentile_equals_numpy(percent: float) -> None:
 def test_percentile_refuses(values: list[float], percent: float) -> None:
     with pytest.raises(ValueError, match="expected data and 0 <= percent <= 100"):
         percentile(values, percent)
+
+
+@pytest.mark.parametrize("percent", [50, 90, 99])
+@pytest.mark.parametrize("count", [5000, 12_345])
+def test_quantile_interval_equals_scipy(percent: float, count: int) -> None:
+    values = np.sort(np.random.default_rng(7).lognormal(0, 0.3, count))
+    expected = stats.quantile_test(values, p=percent / 100).confidence_interval()
+    found = quantile_interval(values.tolist(), percent)
+    assert (found.low, found.high) == (expected.low, expected.high)
+
+
+def test_quantile_interval_has_no_end_where_too_few_values_lie_beyond() -> None:
+    assert quantile_interval([1.0, 2.0], 50) == Interval(-math.inf, math.inf)
+    assert quantile_interval([float(i) for i in range(100)], 99).high == math.inf
+
+
+@pytest.mark.parametrize(("values", "percent"), [([], 50), ([1.0], 0), ([1.0], 100)])
+def test_quantile_interval_refuses(values: list[float], percent: float) -> None:
+    with pytest.raises(ValueError, match="expected data and 0 < percent < 100"):
+        quantile_interval(values, percent)

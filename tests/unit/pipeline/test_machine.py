@@ -129,3 +129,24 @@ def test_no_tensor_library_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("policy", "spinning"), [("PASSIVE", False), ("passive", False), ("ACTIVE", True), ("", True)])
+def test_the_machines_state_is_plain_values(monkeypatch, policy, spinning):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+
+    state = machine.machine_state()
+
+    assert set(state) == {"governor", "load_average", "spinning"}
+    assert state["spinning"] is spinning
+    assert state["governor"] is None or state["governor"]
+    assert all(value >= 0 for value in state["load_average"] or [])
+
+
+def test_different_governors_are_all_named(monkeypatch, tmp_path):
+    for name, text in (("cpu0", "powersave\n"), ("cpu1", "performance\n"), ("cpu2", "performance\n")):
+        (tmp_path / name / "cpufreq").mkdir(parents=True)
+        (tmp_path / name / "cpufreq" / "scaling_governor").write_text(text)
+    monkeypatch.setattr(machine, "_CPUS", tmp_path)
+
+    assert machine.governor() == "performance, powersave"

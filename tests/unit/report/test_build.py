@@ -3,14 +3,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.measure.fidelity import compare_logits, parity, worst_class
+from compress.measure.comparison import paired_counts
+from compress.measure.fidelity import compare_logits, correct_bits, parity
 from compress.measure.latency import LatencySamples, Measurement
 from compress.measure.statistics import Drift, wilson
-from compress.report.build import latency_rows, measured_variant, ratio_rows, variant_not_run
+from compress.report.build import (
+    CHANGED_ROWS,
+    Timing,
+    detail_of,
+    latency_rows,
+    measured_variant,
+    ratio_rows,
+    variant_not_run,
+)
+from compress.report.document import ClassRow, Confusion, FreshRow
 
 LABELS = np.arange(200) % 4
 REFERENCE = np.eye(4, dtype=np.float32)[LABELS] * 5
 CANDIDATE = np.where((np.arange(200) < 6)[:, None], np.roll(REFERENCE, 1, axis=1), REFERENCE)
+
+CLASSES = ("zero", "one", "two", "three")
+IDS = tuple(f"s{i}" for i in range(200))
 
 
 def measurement(**block_ms: tuple[float, ...]) -> Measurement:
@@ -26,7 +39,8 @@ def test_a_measured_variant_carries_its_statistics() -> None:
         against_reference=compare_logits(CANDIDATE, REFERENCE, LABELS),
         against_float=compare_logits(CANDIDATE, REFERENCE, LABELS),
         parity_to_float=parity(CANDIDATE, REFERENCE),
-        worst_class=("two", worst_class(CANDIDATE, REFERENCE, LABELS)),
+        detail=detail_of(CANDIDATE, REFERENCE, LABELS, classes=CLASSES, ids=IDS),
+        timing=Timing(fresh=[FreshRow(batch=1, medians_ms=[1.0, 1.1])]),
         parameters=10,
         size_bytes=20,
     )
@@ -40,7 +54,37 @@ def test_a_measured_variant_carries_its_statistics() -> None:
     assert found.parity_to_float is not None
     assert found.parity_to_float.max_abs == 5.0
     assert found.worst_class is not None
-    assert (found.worst_class.name, found.worst_class.change_pp, found.worst_class.n) == ("two", -4.0, 50)
+    assert (found.worst_class.name, found.worst_class.change_pp, found.worst_class.n) == ("zero", -4.0, 50)
+    assert found.p99_kl is not None
+    assert found.mean_kl is not None
+    assert found.p99_kl > found.mean_kl
+    assert found.fresh[0].medians_ms == [1.0, 1.1]
+    assert (found.latency, found.ratio_to_reference, found.cold_start) == ([], [], None)
+
+
+def test_the_99th_percentile_has_an_interval_from_5000_iterations_on() -> None:
+    measured = Measurement(
+        {"a": LatencySamples(tuple(1 + i / 5000 for i in range(5000)), (1.5, 1.5))}, {"a": Drift(0.0, 1.0, False)}, 1
+    )
+    (row,) = latency_rows({1: measured}, "a")
+    assert row.p99_ms is not None
+    assert row.p99_interval_ms is not None
+    assert row.p99_interval_ms[0] < row.p99_ms < row.p99_interval_ms[1]
+
+
+def test_classes_and_samples_are_named() -> None:
+    found = detail_of(CANDIDATE, REFERENCE, LABELS, classes=CLASSES, ids=IDS)
+    assert found.classes[2] == ClassRow(name="two", n=50, top1=0.98, change_pp=-2.0)
+    assert [row.name for row in found.classes] == list(CLASSES)
+    assert found.confusion[0] == Confusion(label="zero", predicted="zero", change=-2)
+    assert Confusion(label="zero", predicted="one", change=2) in found.confusion
+    assert sum(row.change for row in found.confusion) == 0
+    changed = {row.id: row for row in found.changed}
+    assert sorted(changed) == ["s0", "s1", "s2", "s3", "s4", "s5"]
+    assert (changed["s3"].label, changed["s3"].reference, changed["s3"].predicted) == ("three", "three", "zero")
+    assert paired_counts(correct_bits(REFERENCE, LABELS), found.correct, 200) == (0, 6)
+    upset = detail_of(np.roll(REFERENCE, 1, axis=1), REFERENCE, LABELS, classes=CLASSES, ids=IDS)
+    assert len(upset.changed) == CHANGED_ROWS
 
 
 def test_a_variant_that_was_not_run_keeps_what_is_known() -> None:
@@ -62,6 +106,10 @@ def test_latency_and_ratio_rows_ascend_by_batch_and_skip_what_was_not_measured()
         (32, 2.0, 1200, False),
     ]
     assert rows[0].p99_ms == 2.2
+    assert (rows[0].quantiles_ms[0], rows[0].quantiles_ms[20], rows[0].quantiles_ms[-1]) == (2.0, 2.0, 2.2)
+    assert len(rows[0].quantiles_ms) == 41
+    assert [row.throughput for row in rows] == pytest.approx([1000 * 3 / 6.2, 32 * 500])
+    assert rows[0].p99_interval_ms is None
     ratios = ratio_rows(measurements, "int8", "float")
     assert [row.batch for row in ratios] == [1, 32]
     assert [row.ratio for row in ratios] == pytest.approx([2.0, 0.5])

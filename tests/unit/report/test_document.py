@@ -47,7 +47,8 @@ def test_the_documented_fields_are_there_under_their_names(report: Report) -> No
     assert set(fields.split()) <= set(int8)
     assert set("batch p50_ms p90_ms p99_ms n".split()) <= set(int8["latency"][0])
     assert set("batch ratio low high".split()) <= set(int8["ratio_to_float"][0])
-    assert [set(hop) for hop in found["ladder"]] == [{"hop", "top1", "agreement", "sqnr_db"}] * 2
+    fields = {"hop", "top1", "agreement", "sqnr_db", "max_abs", "cosine"}
+    assert [set(hop) for hop in found["ladder"]] == [fields] * 2
     assert found["ladder"][0]["sqnr_db"] is None
     assert (engine["status"], engine["reason"], engine["top1"]) == ("not run", "no NVIDIA driver", None)
     assert int8["top1_interval"][0] < int8["top1"] < int8["top1_interval"][1] <= 1
