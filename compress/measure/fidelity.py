@@ -284,7 +284,29 @@ def correct_bits(logits: Logits, labels: Labels) -> str:
         ModelError: a logit is not finite.
     """
     _check(logits, logits, labels)
-    return base64.b64encode(np.packbits(logits.argmax(axis=1) == labels).tobytes()).decode("ascii")
+    return _packed(logits.argmax(axis=1) == labels)
+
+
+def agreement_bits(candidate: Logits, reference: Logits) -> str:
+    """Which samples get the reference's prediction, as text for a report.
+
+    Args:
+        candidate: logits, (samples, classes), float.
+        reference: logits, (samples, classes), float.
+
+    Returns:
+        The same form as `correct_bits`.
+
+    Raises:
+        ValueError: shapes differ, or are not (samples, classes).
+        ModelError: a logit is not finite.
+    """
+    _check(candidate, reference, None)
+    return _packed(candidate.argmax(axis=1) == reference.argmax(axis=1))
+
+
+def _packed(answers: NDArray[np.bool_]) -> str:
+    return base64.b64encode(np.packbits(answers).tobytes()).decode("ascii")
 
 
 def _kl(candidate: Logits, reference: Logits) -> NDArray[np.float64]:

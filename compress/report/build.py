@@ -39,6 +39,7 @@ class Detail:
 
     ece: float
     correct: str
+    agrees: str
     classes: list[ClassRow]
     worst_class: WorstClass
     confusion: list[Confusion]
@@ -174,6 +175,7 @@ def detail_of(
     return Detail(
         ece=fidelity.expected_calibration_error(candidate, labels),
         correct=fidelity.correct_bits(candidate, labels),
+        agrees=fidelity.agreement_bits(candidate, reference),
         classes=[ClassRow(name=classes[one.label], n=one.n, top1=one.top1, change_pp=one.change_pp) for one in changes],
         worst_class=WorstClass(name=classes[worst.label], change_pp=worst.change_pp, n=worst.n),
         confusion=[

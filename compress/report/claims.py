@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,22 +28,32 @@ SIZE_TOLERANCE = 0.01
 MEMORY_TOLERANCE = 0.05
 MIN_MEDIANS = 5
 ALPHA = 0.025  # one-sided
+DEPLOYED_KINDS = frozenset({"onnx_model", "quantized_onnx", "engine"})
+# Agreement supports top-1 and has no family; sizes and memory are compared as they are.
+_FAMILIES = ("latency", "top1")
 _LATENCY = {"metric": "latency", "unit": "ms", "change_unit": "ratio", "tolerance": REPORT_TOLERANCE}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim judged by itself: `p_better` is the one-sided p of a change for the better beyond the tolerance."""
+    """A claim judged by itself.
+
+    `p_better` is the one-sided p of a change for the better beyond the tolerance, `outlook` what an inconclusive
+    verdict leaves open.
+    """
 
     claim: Claim
     p_better: float | None = None
+    outlook: str = ""
 
 
 def judged_claims(base: ReportDocument, new: ReportDocument) -> list[Claim]:
     """Compare every variant that both reports have, metric by metric.
 
-    A change counts only beyond its tolerance: 5 % of a latency, 1 pp of an accuracy. Claims for the worse, and those
-    for the better, are each held together against 2.5 % (Holm, 1979): with many variants, chance alone finds one.
+    A change counts only beyond its tolerance: 5 % of a latency, 1 pp of an accuracy. What gets deployed decides (ONNX
+    models and engines); claims about checkpoints, and agreement, are information. The deciding latencies, and the
+    deciding top-1s, are held together against 2.5 % in each direction (Holm, 1979): among many claims, chance alone
+    finds one. Where no such variant was measured in either report, checkpoints decide.
 
     Args:
         base: what the other is held against.
@@ -55,7 +65,9 @@ def judged_claims(base: ReportDocument, new: ReportDocument) -> list[Claim]:
     Raises:
         ArtifactError: a report's answers per sample are damaged.
     """
-    return _holm_corrected([found for pair in _pairs(base, new) for found in _findings(*pair, base, new)])
+    pairs = list(_pairs(base, new))
+    findings = [found for pair in pairs for found in _findings(*pair, base, new)]
+    return _judged(findings, _deciding(pairs))
 
 
 def figures(base: ReportDocument, new: ReportDocument, *, same_samples: bool) -> list[Claim]:
@@ -108,17 +120,49 @@ def answer_pairs(base: Variant, new: Variant, n: int) -> tuple[int, int] | None:
     Raises:
         ArtifactError: the answers are damaged.
     """
-    if base.correct is None or new.correct is None:
+    return _paired_bits(base.correct, new.correct, n, f"variant {new.name}")
+
+
+def references_differ(base: ReportDocument, new: ReportDocument) -> str | None:
+    """Return why agreement in the two reports is not agreement with one model; None where it is.
+
+    Args:
+        base: one report.
+        new: the other.
+    """
+    digests = [
+        next((entry.digest for entry in report.lineage if entry.step == report.reference), None)
+        for report in (base, new)
+    ]
+    if None in digests:
+        return "a report does not say which model its reference is (its lineage has no such step)"
+    if digests[0] != digests[1]:
+        shown = (
+            f"{report.reference} {digest[:12]}" for report, digest in zip((base, new), digests, strict=True) if digest
+        )
+        return f"the references are different models ({', '.join(shown)})"
+    return None
+
+
+def _paired_bits(base: str | None, new: str | None, n: int, where: str) -> tuple[int, int] | None:
+    if base is None or new is None:
         return None
     try:
-        return paired_counts(base.correct, new.correct, n)
+        return paired_counts(base, new, n)
     except ArtifactError as error:
-        raise error.at(f"variant {new.name}") from error
+        raise error.at(where) from error
 
 
 def _pairs(base: ReportDocument, new: ReportDocument) -> Iterator[tuple[Variant, Variant]]:
     there = {variant.name: variant for variant in new.variants}
     return ((variant, there[variant.name]) for variant in base.variants if variant.name in there)
+
+
+def _deciding(pairs: Sequence[tuple[Variant, Variant]]) -> set[str]:
+    deployed = [pair for pair in pairs if DEPLOYED_KINDS & {one.kind for one in pair}]
+    # Without a measured one among them, to judge no checkpoint would be to pass unseen.
+    ran = any(one.status == "measured" for pair in deployed for one in pair)
+    return {base.name for base, _ in (deployed if ran else pairs)}
 
 
 def _findings(
@@ -129,8 +173,8 @@ def _findings(
         counts = answer_pairs(base, new, base_report.n) if paired else None
         yield _top1_finding(base, new, base_report.n, counts)
     is_reference = base.name in (base_report.reference, new_report.reference)
-    if base.agreement is not None and not is_reference and base_report.reference == new_report.reference:
-        yield _agreement_finding(base, new, base_report, new_report)
+    if base.agreement is not None and not is_reference and references_differ(base_report, new_report) is None:
+        yield _agreement_finding(base, new, base_report.n, new_report.reference, paired=paired)
     if base.size_bytes is not None:
         yield _bytes_finding("size", new, base.size_bytes, new.size_bytes, SIZE_TOLERANCE, "of the file that is loaded")
     if base.cold_start is not None:
@@ -154,10 +198,10 @@ def _latency_findings(base: Variant, new: Variant) -> Iterator[Finding]:
         means = _geometric(_fresh(base)[batch]), _geometric(_fresh(new)[batch])
         verdict = ratio_verdict(found.low, found.high, REPORT_TOLERANCE)
         harmless = found.high <= 1 + REPORT_TOLERANCE
-        detail = f"geometric means of {found.base_count} and {found.new_count} processes"
+        outlook = ""
         if verdict == "inconclusive":
-            detail += "; not slower beyond the tolerance, whether faster is open" if harmless else ""
-            detail += "" if harmless else _what_decides(needed_medians(found, REPORT_TOLERANCE), "processes a report")
+            outlook = "; not slower beyond the tolerance, whether faster is open" if harmless else ""
+            outlook = outlook or _what_decides(needed_medians(found, REPORT_TOLERANCE), "processes a report")
         claim = Claim(
             **common,
             base=means[0],
@@ -168,10 +212,10 @@ def _latency_findings(base: Variant, new: Variant) -> Iterator[Finding]:
             p=slower_p(found, 1 + REPORT_TOLERANCE),
             verdict=verdict,
             harmless=harmless and verdict == "inconclusive",
-            detail=detail,
+            detail=f"geometric means of {found.base_count} and {found.new_count} processes",
         )
         backwards = welch_ratio(_fresh(new)[batch], _fresh(base)[batch])
-        yield Finding(claim, slower_p(backwards, 1 + REPORT_TOLERANCE))
+        yield Finding(claim, slower_p(backwards, 1 + REPORT_TOLERANCE), outlook)
 
 
 def _latency_without_interval(base: Variant, new: Variant, batch: int, common: dict[str, Any]) -> Claim:
@@ -205,21 +249,21 @@ def _top1_finding(base: Variant, new: Variant, n: int, counts: tuple[int, int] |
     return _paired_finding("top1", new, (base.top1, new.top1), (gained, lost, n), detail)
 
 
-def _agreement_finding(base: Variant, new: Variant, base_report: ReportDocument, new_report: ReportDocument) -> Finding:
+def _agreement_finding(base: Variant, new: Variant, n: int, reference: str, *, paired: bool) -> Finding:
     if base.agreement is None or new.agreement is None:
         detail = f"was not run in the new report: {new.reason}"
         return Finding(_fraction_claim("agreement", new, base.agreement, new.agreement, "inconclusive", detail))
-    n = base_report.n
-    gained, lost = round((1 - base.agreement) * n), round((1 - new.agreement) * n)
-    # Which samples agree is not stored. At worst none disagrees in both reports, which gives the widest interval.
-    shared = max(0, gained + lost - n)
-    detail = f"with {new_report.reference}; n {n:,}; Tango's test at the most unfavourable pairing"
-    counts = (gained - shared, lost - shared, n)
-    finding = _paired_finding("agreement", new, (base.agreement, new.agreement), counts, detail)
-    # Agreement supports top-1, which is paired by sample: it may fail a comparison, but not hold it up.
-    if finding.claim.verdict == "inconclusive":
-        return Finding(finding.claim.model_copy(update={"harmless": True}), finding.p_better)
-    return finding
+    counts = _paired_bits(base.agrees, new.agrees, n, f"variant {new.name}, agrees") if paired else None
+    if counts is not None:
+        how = f"{counts[0]:,} gained, {counts[1]:,} lost; Tango's test"
+    else:
+        # Unknown which samples agree: at worst none disagrees in both reports, which gives the widest interval.
+        gained, lost = round((1 - base.agreement) * n), round((1 - new.agreement) * n)
+        shared = max(0, gained + lost - n)
+        counts = gained - shared, lost - shared
+        how = "Tango's test at the most unfavourable pairing"
+    detail = f"with {reference}; n {n:,}; {how}"
+    return _paired_finding("agreement", new, (base.agreement, new.agreement), (*counts, n), detail)
 
 
 def _paired_finding(
@@ -229,13 +273,14 @@ def _paired_finding(
     loss = tango_noninferiority(gained, lost, n, MARGIN_PP / 100)
     gain = tango_noninferiority(lost, gained, n, MARGIN_PP / 100)
     verdict, harmless = _paired_verdict(loss, gain)
+    outlook = ""
     if verdict == "inconclusive":
-        open_question = f"; no loss of {MARGIN_PP:g} pp or more, whether better is open"
-        detail += open_question if harmless else _what_decides(loss.needed_n, "samples")
+        outlook = f"; no loss of {MARGIN_PP:g} pp or more, whether better is open" if harmless else ""
+        outlook = outlook or _what_decides(loss.needed_n, "samples")
     claim = _fraction_claim(metric, new, values[0], values[1], verdict, detail).model_copy(
         update={"low": 100 * loss.low, "high": 100 * loss.high, "p": normal_sf(-loss.z), "harmless": harmless}
     )
-    return Finding(claim, normal_sf(-gain.z))
+    return Finding(claim, normal_sf(-gain.z), outlook)
 
 
 def _paired_verdict(loss: Tango, gain: Tango) -> tuple[str, bool]:
@@ -290,28 +335,44 @@ def _bytes_finding(metric: str, new: Variant, before: int, after: int | None, to
     return Finding(Claim.model_validate(claim))
 
 
-def _holm_corrected(findings: Sequence[Finding]) -> list[Claim]:
-    worse = [found.claim.p for found in findings if found.claim.p is not None]
-    better = [found.p_better for found in findings if found.p_better is not None]
-    adjusted_worse, adjusted_better = iter(holm(worse)), iter(holm(better))
+def _judged(findings: Sequence[Finding], deciding: Collection[str]) -> list[Claim]:
+    """Hold the claims that decide together, and mark the others as information."""
+    decides = [found.claim.variant in deciding and found.claim.metric != "agreement" for found in findings]
+    judged = [found for found, decisive in zip(findings, decides, strict=True) if decisive]
+    worse, better = _by_family(judged, lambda found: found.claim.p), _by_family(judged, lambda found: found.p_better)
     claims: list[Claim] = []
-    for found in findings:
+    for found, decisive in zip(findings, decides, strict=True):
         claim = found.claim
-        p_worse = None if claim.p is None else next(adjusted_worse)
-        p_better = None if found.p_better is None else next(adjusted_better)
-        changes: dict[str, Any] = {"p_holm": p_worse}
-        lost_for_worse = claim.verdict in ("slower", "worse") and p_worse is not None and p_worse >= ALPHA
-        lost_for_better = claim.verdict in ("faster", "better") and p_better is not None and p_better >= ALPHA
-        if lost_for_worse or lost_for_better:
-            family = len(worse) if lost_for_worse else len(better)
-            detail = f"{claim.detail}; by itself {claim.verdict}, among {family} claims perhaps chance (Holm)"
-            changes |= {
-                "verdict": "inconclusive",
-                "harmless": lost_for_better or claim.metric == "agreement",
-                "detail": detail,
-            }
-        claims.append(claim.model_copy(update=changes))
+        if decisive:
+            claims.append(_held_together(found, worse.get(id(found)), better.get(id(found))))
+            continue
+        why = "supports top-1" if claim.variant in deciding else "a checkpoint is not what gets deployed"
+        detail = "; ".join(filter(None, [claim.detail, f"information, decides nothing: {why}"]))
+        claims.append(claim.model_copy(update={"harmless": True, "detail": detail}))
     return claims
+
+
+def _by_family(findings: Sequence[Finding], p_of: Callable[[Finding], float | None]) -> dict[int, tuple[float, int]]:
+    """Identity of a finding -> its p adjusted within its metric, and the claims of that family."""
+    adjusted: dict[int, tuple[float, int]] = {}
+    for metric in _FAMILIES:
+        family = [(found, p) for found in findings if found.claim.metric == metric and (p := p_of(found)) is not None]
+        for (found, _), p in zip(family, holm([p for _, p in family]), strict=True):
+            adjusted[id(found)] = p, len(family)
+    return adjusted
+
+
+def _held_together(found: Finding, worse: tuple[float, int] | None, better: tuple[float, int] | None) -> Claim:
+    claim = found.claim
+    changes: dict[str, Any] = {"p_holm": None if worse is None else worse[0], "detail": claim.detail + found.outlook}
+    against = {"slower": worse, "worse": worse, "faster": better, "better": better}.get(claim.verdict or "")
+    if against is not None and against[0] >= ALPHA:
+        changes |= {
+            "verdict": "inconclusive",
+            "harmless": claim.verdict in ("faster", "better"),
+            "detail": f"{claim.detail}; by itself {claim.verdict}, among {against[1]} claims perhaps chance (Holm)",
+        }
+    return claim.model_copy(update=changes)
 
 
 def _what_decides(count: int | None, what: str) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from compress.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NotComparableError
 from compress.measure.comparison import RatioComparison, holm, slower_p
 from compress.measure.statistics import ratio_decision
-from compress.report.claims import ALPHA, MIN_MEDIANS, answer_pairs, figures, judged_claims, latency_pairs
+from compress.report.claims import (
+    ALPHA,
+    MIN_MEDIANS,
+    answer_pairs,
+    figures,
+    judged_claims,
+    latency_pairs,
+    references_differ,
+)
 from compress.report.comparison import Claim, Comparison, Mismatch, Side
 from compress.report.document import ReportDocument, Variant, Verdict
 from compress.report.gate_rules import drop_verdict, verdicts_for
@@ -65,15 +73,17 @@ def find_mismatches(base: ReportDocument, new: ReportDocument) -> list[Mismatch]
         new: the other.
 
     Returns:
-        Every entry of the fingerprints that differs, its name dotted, and the split and its size; sorted. Without a
-        fingerprint nothing is known to be equal: one entry, `fingerprint`, says so.
+        Every entry of the fingerprints that differs, its name dotted, the split and its size, and session and kind of
+        a variant that both ran; sorted. Without a fingerprint nothing is known to be equal: one entry, `fingerprint`,
+        says so.
     """
     before, after = _flat(base.fingerprint), _flat(new.fingerprint)
     if not before or not after:
         stored = ["stored" if entries else "missing" for entries in (before, after)]
         return [Mismatch(entry="fingerprint", base=stored[0], new=stored[1])]
-    before |= {"split": base.split, "n": base.n}
-    after |= {"split": new.split, "n": new.n}
+    ran_twice = _ran(base) & _ran(new)
+    before |= {"split": base.split, "n": base.n, **_ways(base, ran_twice)}
+    after |= {"split": new.split, "n": new.n, **_ways(new, ran_twice)}
     return [
         Mismatch(entry=entry, base=before.get(entry), new=after.get(entry))
         for entry in sorted(before.keys() | after.keys())
@@ -138,6 +148,17 @@ def _check_comparable(
         )
 
 
+def _ran(document: ReportDocument) -> set[str]:
+    return {variant.name for variant in document.variants if variant.status == "measured"}
+
+
+def _ways(document: ReportDocument, names: Collection[str]) -> dict[str, Any]:
+    """What each variant is and what ran it, by dotted entry."""
+    variants = [variant for variant in document.variants if variant.name in names]
+    kinds = {f"variants.{variant.name}.kind": variant.kind for variant in variants}
+    return kinds | {f"variants.{variant.name}.session": variant.session for variant in variants}
+
+
 def _side(document: ReportDocument, name: str) -> Side:
     return Side(
         name=name,
@@ -159,8 +180,9 @@ def _notes(base: ReportDocument, new: ReportDocument) -> Iterator[str]:
         missing = [f"in the {side} report ({one.reason})" for side, one in reasons if one.status == "not run"]
         if missing:
             yield f"{name} was not run {' and '.join(missing)}"
-    if base.reference != new.reference:
-        yield f"the references differ ({base.reference}, {new.reference}), so that agreement is not compared"
+    reason = references_differ(base, new)
+    if reason is not None:
+        yield f"{reason}, so that agreement is not compared"
 
 
 def _exit_code(claims: Sequence[Claim]) -> int:

@@ -1,5 +1,6 @@
 """Two stored reports side by side: what changed, and whether the change is real."""
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +27,11 @@ class Side(_Part):
     split: str
     n: int = Field(ge=1, description="samples")
     environment: dict[str, Any] = {}
+
+    @property
+    def title(self) -> str:
+        """The run where it is known, else the file without its folders."""
+        return self.run or PurePath(self.name).name or self.name
 
 
 class Mismatch(_Part):
@@ -57,10 +63,14 @@ class Claim(_Part):
     p: float | None = Field(
         default=None, ge=0, le=1, description="one-sided, of a change for the worse beyond the tolerance; by itself"
     )
-    p_holm: float | None = Field(default=None, ge=0, le=1, description="the same among all claims (Holm, 1979)")
+    p_holm: float | None = Field(
+        default=None, ge=0, le=1, description="the same among the deciding claims of this metric (Holm, 1979)"
+    )
     verdict: ClaimVerdict | None = Field(default=None, description="null in an informational comparison")
     harmless: bool = Field(
-        default=False, description="inconclusive without making the comparison so: a change for the worse is excluded"
+        default=False,
+        description="decides nothing, whatever the verdict: inconclusive with a change for the worse excluded, or "
+        "information (a checkpoint, or agreement)",
     )
     detail: str = Field(default="", description="counts, the test, and what would decide")
 

@@ -29,7 +29,7 @@ def comparison_view(comparison: Comparison) -> dict[str, Any]:
     """Everything that the page's template names."""
     base, new = comparison.base, comparison.new
     return {
-        "title": f"{new.name} against {base.name}",
+        "title": f"{new.title} against {base.title}",
         "outcome": comparison_outcome(comparison),
         "figures": change_figures(comparison),
         "claims": [_claim_row(claim) for claim in comparison.claims],
@@ -50,6 +50,8 @@ def comparison_outcome(comparison: Comparison) -> Outcome:
     word, _, named = headline(comparison).partition(": ")
     counts = {name: sum(claim.verdict == name for claim in comparison.claims) for name in TONES}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    silent = sum(claim.harmless for claim in comparison.claims)
+    told += f"; {silent} of them decide{'s' * (silent == 1)} nothing" if silent else ""
     total = f"Of {len(comparison.claims)} changes: {told or 'none judged'}."
     sentence = f"{typographic(named).replace(' x', '×')}. {total}" if named else total
     return Outcome(_ENDS[comparison.exit_code], f"{word[0].upper()}{word[1:]}", sentence)
@@ -98,8 +100,13 @@ def _figure(key: str, title: str, unit: str, claims: Sequence[Claim]) -> Figure:
     return Figure(title, note, rows_chart(f"claims-{key}", title, facts, rows, scale, unit, lines=lines))
 
 
+def _tone(claim: Claim) -> str:
+    tone = TONES.get(claim.verdict or "", "none")
+    return "open" if claim.harmless and tone == "bad" else tone
+
+
 def _marks(claim: Claim, scale: Scale) -> list[str]:
-    color = _COLORS[TONES.get(claim.verdict or "", "none")]
+    color = _COLORS[_tone(claim)]
     assert claim.change is not None, "only claims with a change are drawn"
     at = max(claim.change, scale.low) if scale.log else claim.change
     if claim.low is None or claim.high is None:
@@ -125,8 +132,8 @@ def _claim_row(claim: Claim) -> dict[str, str]:
         "new": value_text(claim.new, claim.unit),
         "change": _change(claim),
         "interval": "–" if claim.low is None else typographic(interval_text(claim)),
-        "verdict": verdict + (" (harmless)" if claim.harmless else ""),
-        "tone": TONES.get(verdict, "none"),
+        "verdict": verdict + (" (decides nothing)" if claim.harmless else ""),
+        "tone": _tone(claim),
         "p": "–" if claim.p_holm is None else f"{claim.p_holm:.2g}",
         "detail": typographic(claim.detail),
     }

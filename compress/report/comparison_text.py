@@ -109,11 +109,11 @@ def comparison_markdown(comparison: Comparison) -> str:
     """Render a comparison as GitHub-flavoured Markdown that fits a comment, one newline at the end."""
     base, new = comparison.base, comparison.new
     parts = [
-        f"# {escaped(new.name)} against {escaped(base.name)}",
+        f"# {escaped(new.title)} against {escaped(base.title)}",
         f"**{escaped(headline(comparison))}**",
         f"Split {escaped(new.split)}, n {new.n:,}. A ratio is new / base: below 1 is faster or smaller. "
         "Intervals cover 95 %; a change counts beyond 5 % of a latency or of memory, 1 % of a file, 1 pp of an "
-        "accuracy.",
+        "accuracy. What gets deployed decides: claims about checkpoints, and agreement, are information.",
     ]
     parts += [markdown_table(table) for table in comparison_tables(comparison)]
     notes = remarks(comparison)
@@ -128,7 +128,7 @@ def comparison_junit(comparison: Comparison) -> str:
     Worse is a failure, inconclusive an error and what was not judged skipped; where gates decide, the metrics' own
     verdicts are only told.
     """
-    suite = ElementTree.Element("testsuite", name=_xml(f"{comparison.new.name} against {comparison.base.name}"))
+    suite = ElementTree.Element("testsuite", name=_xml(f"{comparison.new.title} against {comparison.base.title}"))
     for claim in comparison.claims:
         _claim_case(suite, claim, decides=not comparison.gates)
     for verdict in comparison.gates:
@@ -153,7 +153,7 @@ def _claim_case(suite: ElementTree.Element, claim: Claim, *, decides: bool) -> N
     outcome = ""
     if claim.verdict is None:
         outcome = "skipped"
-    elif decides and claim.verdict in ("worse", "slower"):
+    elif decides and claim.verdict in ("worse", "slower") and not claim.harmless:
         outcome = "failure"
     elif decides and claim.verdict == "inconclusive" and not claim.harmless:
         outcome = "error"

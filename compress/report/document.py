@@ -151,6 +151,9 @@ class Variant(_Part):
     correct: str | None = Field(
         default=None, description="base64 of one bit a sample in the order of the split, first sample highest: right?"
     )
+    agrees: str | None = Field(
+        default=None, description="the same of: same prediction as the reference? (`agreement`, sample by sample)"
+    )
     parameters: Count | None = None
     size_bytes: Count | None = Field(default=None, description="of the file that the session loads")
     latency: list[LatencyRow] = []

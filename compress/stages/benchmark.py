@@ -128,7 +128,9 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
         ladder=[hop_from(edge, evidence) for edge in edges],
         environment=surroundings,
         lineage=[lineage_of(edge.child, inputs.ancestors) for edge in edges],
-        fingerprint=fingerprint(surroundings, config.latency.batches, test, images),
+        fingerprint=fingerprint(
+            surroundings, config.latency.batches, test, images, {"slot_ms": config.latency.slot_ms}
+        ),
         curves=curves_of(edges),
         pictures=pictures_of(measured, test),
     )

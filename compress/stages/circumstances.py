@@ -1,7 +1,7 @@
 """What a report says beside its figures: where they come from, and what must be equal to compare them with others."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.fingerprint import sha256_bytes
@@ -55,15 +55,20 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 
 def fingerprint(
-    surroundings: Mapping[str, Any], batches: Iterable[int], test: "Split", images: "NDArray[np.float32]"
+    surroundings: Mapping[str, Any],
+    batches: Sequence[int],
+    test: "Split",
+    images: "NDArray[np.float32]",
+    slots: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What two reports must share before a difference between them says anything about the models.
 
     Args:
         surroundings: from `environment`.
-        batches: samples per call.
+        batches: samples per call, in any order.
         test: the split that accuracy is measured on.
         images: what the sessions are fed, (n, channels, height, width).
+        slots: settings that change a median of a fresh process (how long it is timed, not how many there are).
     """
     from compress.measure.latency import HARNESS_VERSION
 
@@ -71,7 +76,8 @@ def fingerprint(
     return {
         "harness": HARNESS_VERSION,
         **{name: surroundings[name] for name in names},
-        "batches": list(batches),
+        "batches": sorted(batches),
+        "slots": dict(slots),
         "input_shape": list(images.shape[1:]),
         "input_digest": sha256_bytes(images[: max(batches, default=1)].tobytes()),
         "samples_digest": sha256_bytes("".join(test.digests()).encode() + test.labels.tobytes()),

@@ -354,10 +354,18 @@ def test_full_disk(tmp_path, root):
 
 
 @pytest.mark.slow
-def test_ctrl_c(tmp_path):
+def test_ctrl_c(tmp_path, request):
     (tmp_path / "wrong.yaml").write_text(HEAD.replace("epochs: 1", "epochs: 5000"))
     command = [sys.executable, "-m", "compress", "run", "wrong.yaml", "--store", "store"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    request.addfinalizer(process.kill)
     runs = tmp_path / "store" / "runs"
     deadline = time.monotonic() + 60
     while not runs.is_dir() or not list(runs.glob("*.json")):
@@ -368,7 +376,8 @@ def test_ctrl_c(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
 
-    assert process.returncode == 130, errors
+    # Where the interrupt lands inside exec(), Python ends by the signal itself, which a shell reports as 130 as well.
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert time.monotonic() - sent < 10
     assert "Traceback" not in errors
     assert not list((tmp_path / "store").glob("train/*/manifest.json"))

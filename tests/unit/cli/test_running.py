@@ -319,13 +319,17 @@ def build():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interruption(ran: Path, cli: Cli, tmp_path: Path, number: int, code: int) -> None:
+def test_interruption(
+    ran: Path, cli: Cli, tmp_path: Path, request: pytest.FixtureRequest, number: int, code: int
+) -> None:
     store = tmp_path / "store"
     command = [sys.executable, "-m", "compress", "run", "tiny.yaml", "--json", "--store", str(store)]
     process = subprocess.Popen(
         [*command, "--set", "steps.teacher.epochs=100000"],
         cwd=ran, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
+    request.addfinalizer(process.kill)
     deadline = time.monotonic() + 60
     while not list(store.glob(".drafts/train-*")):
         assert time.monotonic() < deadline
@@ -335,7 +339,8 @@ def test_interruption(ran: Path, cli: Cli, tmp_path: Path, number: int, code: in
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - asked < 5
-    assert process.returncode == code, err
+    # Where the interrupt lands inside exec(), Python ends by the signal itself, which a shell reports as 130 as well.
+    assert process.returncode in (code, -number), err
     assert out == "", "a document is whole or absent"
     assert "what was finished is kept" in err
     assert "Traceback" not in err

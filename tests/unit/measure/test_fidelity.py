@@ -12,6 +12,7 @@ from compress.measure.fidelity import (
     ChangedSample,
     ClassChange,
     ConfusionChange,
+    agreement_bits,
     class_changes,
     compare_logits,
     confusion_changes,
@@ -180,6 +181,15 @@ def test_calibration_error_equals_a_loop_over_bins() -> None:
 def test_bits_of_right_answers_by_hand() -> None:
     # right, right, wrong, right, and four zeros: 1101 0000.
     assert base64.b64decode(correct_bits(REFERENCE, LABELS)) == bytes([0b1101_0000])
+
+
+def test_bits_of_agreement() -> None:
+    same = CANDIDATE.argmax(axis=1) == REFERENCE.argmax(axis=1)
+    expected = "".join("1" if one else "0" for one in same).ljust(8, "0")
+    assert base64.b64decode(agreement_bits(CANDIDATE, REFERENCE)) == bytes([int(expected, 2)])
+    assert 0 < same.sum() < len(same), "the setting of this test"
+    with pytest.raises(ValueError, match="equal shape"):
+        agreement_bits(CANDIDATE[:3], REFERENCE)
 
 
 @pytest.mark.parametrize(

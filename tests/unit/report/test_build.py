@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compress.measure.comparison import paired_counts
-from compress.measure.fidelity import compare_logits, correct_bits, parity
+from compress.measure.fidelity import agreement_bits, compare_logits, correct_bits, parity
 from compress.measure.latency import LatencySamples, Measurement
 from compress.measure.statistics import Drift, wilson
 from compress.report.build import (
@@ -83,6 +83,7 @@ def test_classes_and_samples_are_named() -> None:
     assert sorted(changed) == ["s0", "s1", "s2", "s3", "s4", "s5"]
     assert (changed["s3"].label, changed["s3"].reference, changed["s3"].predicted) == ("three", "three", "zero")
     assert paired_counts(correct_bits(REFERENCE, LABELS), found.correct, 200) == (0, 6)
+    assert paired_counts(agreement_bits(REFERENCE, REFERENCE), found.agrees, 200) == (0, 6)
     upset = detail_of(np.roll(REFERENCE, 1, axis=1), REFERENCE, LABELS, classes=CLASSES, ids=IDS)
     assert len(upset.changed) == CHANGED_ROWS
 

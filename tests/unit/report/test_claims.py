@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from compress.errors import ArtifactError
-from compress.report.claims import figures, judged_claims
+from compress.report.claims import figures, judged_claims, references_differ
 from compress.report.comparison import Claim
-from compress.report.document import ReportDocument
+from compress.report.document import FreshRow, ReportDocument, Variant
 
 Report = Callable[..., ReportDocument]
 N = 450
@@ -136,21 +136,46 @@ def test_damaged_answers(report: Report, damaged: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "verdict", "harmless"),
-    [(1.0, 1.0, "no difference", False), (1.0, 0.8, "worse", False), (0.98, 0.98, "inconclusive", True)],
+    ("before", "after", "verdict"),
+    [(1.0, 1.0, "no difference"), (1.0, 0.8, "worse"), (0.98, 0.98, "inconclusive")],
 )
-def test_agreement_is_judged_at_the_most_unfavourable_pairing(
-    report: Report, before: float, after: float, verdict: str, harmless: bool
+def test_agreement_without_answers_is_judged_at_the_most_unfavourable_pairing(
+    report: Report, before: float, after: float, verdict: str
 ) -> None:
-    (claim,) = claims_of(report, {"agreement": before}, {"agreement": after}, "agreement")
-    assert (claim.verdict, claim.harmless) == (verdict, harmless)
-    assert claim.change == pytest.approx(100 * (after - before))
-    assert "most unfavourable pairing" in claim.detail
+    with_answers = {"agreement": before, "agrees": bits()}
+    for base in ({"agreement": before}, with_answers):
+        (claim,) = claims_of(report, base, {"agreement": after}, "agreement")
+        assert (claim.verdict, claim.harmless, claim.p_holm) == (verdict, True, None)
+        assert claim.change == pytest.approx(100 * (after - before))
+        assert claim.detail == (
+            "with teacher; n 450; Tango's test at the most unfavourable pairing; "
+            "information, decides nothing: supports top-1"
+        )
+
+
+def test_agreement_is_paired_by_sample(report: Report) -> None:
+    before, after = {"agreement": 0.98, "agrees": bits(*range(9))}, {"agreement": 0.98, "agrees": bits(*range(1, 10))}
+    (claim,) = claims_of(report, before, after, "agreement")
+    assert (claim.verdict, claim.harmless, claim.p_holm) == ("no difference", True, None)
+    assert "n 450; 1 gained, 1 lost; Tango's test;" in claim.detail
+    # The same two accuracies at the most unfavourable pairing leave the question open.
+    (unpaired,) = claims_of(report, {"agreement": 0.98}, {"agreement": 0.98}, "agreement")
+    assert unpaired.verdict == "inconclusive"
+    with pytest.raises(ArtifactError) as caught:
+        claims_of(report, before, {"agreement": 0.98, "agrees": "AAAA"}, "agreement")
+    assert (caught.value.exit_code, caught.value.where) == (6, "variant int8, agrees")
 
 
 def test_agreement_needs_one_reference(report: Report) -> None:
-    other = report(reference="float", float_twin=None, int8={"ratio_to_float": []})
-    assert not [claim for claim in judged_claims(report(), other) if claim.metric == "agreement"]
+    retrained = [entry.model_copy(update={"digest": "e" * 64}) for entry in report().lineage]
+    for other, reason in (
+        (report(reference="float", float_twin=None, int8={"ratio_to_float": []}), "does not say which model"),
+        (report(lineage=[]), "does not say which model its reference is (its lineage has no such step)"),
+        (report(lineage=retrained), "different models (teacher bbbbbbbbbbbb, teacher eeeeeeeeeeee)"),
+    ):
+        assert reason in (references_differ(report(), other) or "")
+        assert not [claim for claim in judged_claims(report(), other) if claim.metric == "agreement"]
+    assert references_differ(report(), report()) is None
     assert {c.variant for c in judged_claims(report(), report()) if c.metric == "agreement"} == {"float", "int8"}
 
 
@@ -181,8 +206,8 @@ def test_what_the_new_report_lost_is_not_a_pass(report: Report) -> None:
     claims = {(c.metric, c.batch): c for c in judged_claims(report(), missing) if c.variant == "int8"}
     for metric in (("top1", None), ("agreement", None), ("latency", 1), ("latency", 32)):
         assert claims[metric].verdict == "inconclusive"
-        assert not claims[metric].harmless
-        assert claims[metric].detail == "was not run in the new report: no NVIDIA driver"
+        assert claims[metric].harmless == (metric[0] == "agreement")
+        assert claims[metric].detail.partition(";")[0] == "was not run in the new report: no NVIDIA driver"
 
 
 def test_what_neither_ran_is_compared_by_size_alone(report: Report) -> None:
@@ -200,10 +225,41 @@ def test_one_slower_claim_among_many_may_be_chance(report: Report) -> None:
     changed = [{**batches[0], "medians_ms": around(1.07)[0]["medians_ms"]}, *batches[1:]]
     first, *others = claims_of(report, {**side, "fresh": batches}, {**side, "fresh": changed}, "latency")
     assert (first.verdict, first.harmless) == ("inconclusive", False)
-    assert "by itself slower, among 14 claims perhaps chance (Holm)" in first.detail
+    assert "by itself slower, among 12 claims perhaps chance (Holm)" in first.detail
     assert first.p is not None
-    assert first.p_holm == pytest.approx(14 * first.p)
+    assert first.p_holm == pytest.approx(12 * first.p)
     assert {claim.verdict for claim in others} == {"no difference"}
+
+
+def test_a_family_is_one_metric_of_what_gets_deployed(report: Report) -> None:
+    side = {"latency": [], "ratio_to_float": [], "correct": bits(), "agrees": bits(), "agreement": 1.0, "top1": 1.0}
+
+    def timed(centre: float, teacher: float = 1.0) -> ReportDocument:
+        document = report(int8={**side, "fresh": [*around(centre), *fresh(1, 1, 1, 1, 1, batch=8)]})
+        slow = Variant.model_validate(document.variant("teacher").model_dump() | side | {"fresh": around(teacher)})
+        return document.model_copy(update={"variants": [slow, *document.variants[1:]]})
+
+    claims = {(c.variant, c.metric, c.batch): c for c in judged_claims(timed(1.0), timed(1.07, teacher=1.5))}
+    latency, top1 = claims["int8", "latency", 1], claims["int8", "top1", None]
+    assert (latency.verdict, latency.harmless, top1.harmless) == ("slower", False, False)
+    assert latency.p is not None
+    assert latency.p_holm == pytest.approx(2 * latency.p), "two latencies are held together, top-1 apart from them"
+    assert top1.p_holm == top1.p
+    teacher = claims["teacher", "latency", 1]
+    assert (teacher.verdict, teacher.harmless, teacher.p_holm) == ("slower", True, None)
+    assert teacher.detail.endswith("; information, decides nothing: a checkpoint is not what gets deployed")
+    assert {c.harmless for c in claims.values() if c.variant == "teacher"} == {True}
+
+
+def test_checkpoints_decide_where_nothing_else_was_measured(report: Report) -> None:
+    def only(centre: float) -> ReportDocument:
+        document = report()
+        teacher = document.variant("teacher").model_copy(update={"fresh": [FreshRow(**around(centre)[0])]})
+        kept = [teacher, document.variant("engine")]
+        return document.model_copy(update={"variants": kept, "float_twin": None})
+
+    (claim,) = [c for c in judged_claims(only(1.0), only(1.2)) if c.batch == 1]
+    assert (claim.variant, claim.verdict, claim.harmless, claim.p_holm) == ("teacher", "slower", False, claim.p)
 
 
 def test_figures_carry_no_verdict(report: Report) -> None:
@@ -214,3 +270,12 @@ def test_figures_carry_no_verdict(report: Report) -> None:
         assert {(claim.verdict, claim.p, claim.harmless) for claim in claims} == {(None, None, False)}
         (top1,) = [claim for claim in claims if (claim.variant, claim.metric) == ("int8", "top1")]
         assert (top1.low is not None) == same_samples
+
+
+def test_figures_do_not_say_what_would_decide(report: Report) -> None:
+    def side(centre: float, *wrong: int) -> ReportDocument:
+        return report(int8={"correct": bits(*wrong), "fresh": around(centre)})
+
+    for centre, wrong in ((1.045, range(4)), (0.955, ()), (1.2, ())):
+        claims = figures(side(1.0), side(centre, *wrong), same_samples=True)
+        assert not [c.detail for c in claims if "decide" in c.detail or "is open" in c.detail or "Holm" in c.detail]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from compress.errors import NotComparableError
 from compress.report.compare import compare_reports, find_mismatches, judge_comparison
 from compress.report.comparison import Comparison
-from compress.report.document import ReportDocument, Variant
+from compress.report.document import FreshRow, ReportDocument, Variant
 from compress.report.gates import GatesConfig
 
 Report = Callable[..., ReportDocument]
@@ -117,6 +119,76 @@ def test_a_report_without_a_fingerprint(whole: Report) -> None:
         assert (caught.value.exit_code, caught.value.where) == (4, older)
         assert [one.entry for one in find_mismatches(base, new)] == ["fingerprint"]
         assert compared(base, new, informational=True).exit_code == 0
+
+
+def altered(document: ReportDocument, name: str, **fields: Any) -> ReportDocument:
+    variants = [v.model_copy(update=fields) if v.name == name else v for v in document.variants]
+    return document.model_copy(update={"variants": variants})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("session", "onnxruntime cuda", "variants.int8.session: onnxruntime cpu in the base, onnxruntime cuda"),
+        ("kind", "onnx_model", "variants.int8.kind: quantized_onnx in the base, onnx_model"),
+    ],
+)
+def test_a_variant_that_is_or_ran_otherwise_is_not_the_same(whole: Report, field: str, value: str, said: str) -> None:
+    other = altered(whole(int8_ms=1.2), "int8", **{field: value})
+    with pytest.raises(NotComparableError, match="measured under different conditions") as caught:
+        compared(whole(), other)
+    assert (caught.value.exit_code, caught.value.message.splitlines()[1:]) == (4, [f"  {said}"])
+    shown = compared(whole(), other, informational=True)
+    assert (shown.exit_code, [one.entry for one in shown.mismatches]) == (0, [f"variants.int8.{field}"])
+    assert {claim.verdict for claim in shown.claims} == {None}
+
+
+def test_a_variant_that_one_side_did_not_run_has_no_session_to_differ(whole: Report) -> None:
+    assert find_mismatches(whole(), altered(whole(), "engine", session="tensorrt", kind="onnx_model")) == []
+
+
+def test_a_slower_checkpoint_is_told_and_decides_nothing(whole: Report) -> None:
+    slow = altered(whole(), "teacher", fresh=[FreshRow(batch=1, medians_ms=medians(4.0))])
+    found = compared(whole(), slow)
+    assert [(c.variant, c.verdict, c.harmless) for c in found.claims if c.verdict == "slower"] == [
+        ("teacher", "slower", True)
+    ]
+    assert found.exit_code == 0
+
+
+def test_another_reference_leaves_agreement_out_with_the_reason(whole: Report) -> None:
+    retrained = [entry.model_copy(update={"digest": "e" * 64}) for entry in whole().lineage]
+    found = compared(whole(), whole(lineage=retrained))
+    assert "agreement" not in {claim.metric for claim in found.claims}
+    assert found.notes[-1] == (
+        "the references are different models (teacher bbbbbbbbbbbb, teacher eeeeeeeeeeee), so that agreement is not "
+        "compared"
+    )
+
+
+def test_power_and_false_alarms_are_those_of_the_decision(whole: Report) -> None:
+    chance, bare = random.Random(3), whole()
+
+    def measured(slow: float) -> ReportDocument:
+        document = bare
+        for name in ("teacher", "float", "int8"):
+            rows = [
+                FreshRow(
+                    batch=batch,
+                    medians_ms=[
+                        math.exp(chance.gauss(0, 0.015)) * (slow if (name, batch) == ("int8", 1) else 1)
+                        for _ in range(10)
+                    ],
+                )
+                for batch in (1, 32)
+            ]
+            document = altered(document, name, fresh=rows)
+        return document
+
+    ends = {slow: [compared(measured(1), measured(slow)).exit_code for _ in range(100)] for slow in (1.0, 1.1)}
+    assert ends[1.0].count(3) == 0
+    assert ends[1.1].count(3) >= 95
+    assert ends[1.1].count(0) == 0
 
 
 def without(document: ReportDocument, name: str) -> ReportDocument:

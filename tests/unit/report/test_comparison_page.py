@@ -36,6 +36,21 @@ def test_the_outcome_names_what_is_worse() -> None:
     assert found.sentence == "int8 latency, batch 1 1.200×. Of 2 changes: 1 faster, 1 slower."
 
 
+def test_what_decides_nothing_is_told_and_not_marked_as_bad() -> None:
+    found = comparison(claim(variant="teacher", harmless=True), claim(verdict="no difference"), exit_code=0)
+    assert comparison_outcome(found).sentence == "Of 2 changes: 1 no difference, 1 slower; 1 of them decides nothing."
+    row, _ = comparison_view(found)["claims"]
+    assert (row["verdict"], row["tone"]) == ("slower (decides nothing)", "open")
+
+
+def test_the_title_names_the_run_or_else_the_file() -> None:
+    side = {"reference": "teacher", "split": "test", "n": 450}
+    found = comparison(
+        claim(), base={"name": "/a/b/report.json", **side}, new={"name": "x/r.json", "run": "digits-0002", **side}
+    )
+    assert comparison_view(found)["title"] == "digits-0002 against report.json"
+
+
 @pytest.mark.parametrize(
     ("fields", "tone", "word"),
     [

@@ -71,6 +71,22 @@ def test_headline(found: Comparison, line: str) -> None:
     assert headline(found) == line
 
 
+def test_titles_name_the_run_or_else_the_file() -> None:
+    sides = {
+        "base": {"name": "/somewhere/artifacts/benchmark/ab12/report.json", **SIDE},
+        "new": {"name": "../elsewhere/report.json", "run": "digits-0002", **SIDE},
+    }
+    found = comparison([claim("int8", "slower")], 3, **sides)
+    assert comparison_markdown(found).startswith("# digits-0002 against report.json\n")
+    assert cases(found)[0][0].attrib["name"] == "digits-0002 against report.json"
+
+
+def test_what_decides_nothing_is_no_failure() -> None:
+    root, found = cases(comparison([claim("teacher", "slower", harmless=True)], 0))
+    assert root.attrib["failures"] == "0"
+    assert [child.tag for child in found["teacher", "latency, batch 1"]] == ["system-out"]
+
+
 def test_tables() -> None:
     (changes,) = comparison_tables(WORSE)
     assert changes.header[:7] == ("variant", "metric", "base", "new", "change", "95 % interval", "verdict")
