@@ -107,6 +107,11 @@ class Bar:
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, n)
 
+    def show(self, done: float, total: float) -> None:
+        """Set how many units are done and how many there are; the latter may grow."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, total=total)
+
     def update(self, **fields: object) -> None:
         """Show values beside the bar, e.g. `update(loss=0.31)`; floats get four significant digits."""
         if self._bars is not None and self._task is not None:

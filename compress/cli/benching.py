@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compress.report.document import ColdStart
 
 GATE = "latency_ratio"
+_MOST_S = 86_400.0
 _LEAST_S = 1.0  # left for measuring, however long loading took
 
 
@@ -91,8 +92,8 @@ def parse_budget(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)", text.strip())
     seconds = float(found[1]) * (60 if found[2] == "m" else 1) if found else 0.0
-    if seconds <= 0:
-        raise UsageError(f"--budget {text}: expected a time such as 30s, 2m or 10m")
+    if not 0 < seconds <= _MOST_S:
+        raise UsageError(f"--budget {text[:40]}: expected a time such as 30s, 2m or 10m, at most a day")
     return seconds
 
 
@@ -100,8 +101,8 @@ def _parse_batches(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"\d+", part) and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch {text}: expected whole numbers from 1, e.g. 1,32")
+    if not all(re.fullmatch(r"\d{1,6}", part) and int(part) > 0 for part in parts):
+        raise UsageError(f"--batch {text[:40]}: expected whole numbers from 1 to 999999, e.g. 1,32")
     return [int(part) for part in parts]
 
 
@@ -144,12 +145,14 @@ def _measure(paths: Sequence[Path], options: BenchOptions, budget_s: float, want
     measured: dict[int, Measurement] = {}
     if running:
         with progress("latency", left_s, "s") as bar:
-            last = time.monotonic()
+            began = time.monotonic()
+            planned: dict[int, int] = {}
+            again: set[int] = set()  # batch sizes that drifted: each is measured twice
 
             def on_block(batch: int, done: int, total: int) -> None:
-                nonlocal last
-                last, before = time.monotonic(), last
-                bar.advance(last - before)
+                if total > planned.setdefault(batch, total):
+                    again.add(batch)
+                bar.show(time.monotonic() - began, left_s * (1 + len(again) / len(feeds)))
                 bar.update(batch=batch, block=f"{done}/{total}")
 
             measured = measure_files(running, feeds, budget_s=left_s, seed=options.seed, on_block=on_block)
@@ -347,6 +350,20 @@ def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Compared: below 1 the new file is faster, 3 % are no difference", header, rows, frozenset((2, 3)))
 
 
+def _without_pair(files: Sequence[BenchFile]) -> list[tuple[str, str]]:
+    """Every file that is not compared with the first, and why."""
+    base, *others = files
+    found: list[tuple[str, str]] = []
+    for file in others:
+        if file.session is None:
+            found.append((file.name, file.reason or ""))
+        elif base.session is None:
+            found.append((file.name, f"{base.name} was not run: {base.reason}"))
+        elif base.label != file.label:
+            found.append((file.name, f"{file.label} and {base.label} of {base.name} have different timers"))
+    return found
+
+
 def _exit_code(
     results: _Results, pairs: Sequence[Mapping[str, Any]], limit: float | None, options: BenchOptions
 ) -> int:
@@ -354,6 +371,8 @@ def _exit_code(
     from compress.measure.statistics import ratio_decision
 
     logger = get_logger(__name__)
+    for file, reason in _without_pair(results.files) if limit is not None else []:
+        logger.warning(f"gate {GATE} not run: {file} ({reason})")
     if not results.measured:
         logger.error("no file can run here")
         return EXIT_UNAVAILABLE

@@ -9,7 +9,7 @@ from compress.errors import UsageError
 from compress.pipeline.validation import validate
 from compress.pipeline.yaml_tree import Tree, nearest, parse
 from compress.report.document import ReportDocument, VerdictLike
-from compress.report.gates import AGAINST_FLOAT_TWIN, GatesConfig
+from compress.report.gates import AGAINST_FLOAT_TWIN, GatesConfig, untimed_batches
 
 _HINT = """for example: --gate top1_drop_pp=1 --gate 'latency_ratio={"1": 1.05, "32": 1.1}'"""
 
@@ -63,6 +63,8 @@ def check_answered(gates: GatesConfig, verdicts: Sequence[VerdictLike], document
         for name in gates.require
         if name not in names
     ]
+    timed = {row.batch for variant in document.variants for row in variant.latency}
+    problems += [f"--gate {gate}: {wrong}" for gate, wrong in untimed_batches(gates, timed)]
     answered = {verdict.gate for verdict in verdicts}
     for gate, limit in gates:
         if gate != "require" and limit is not None and gate not in answered:

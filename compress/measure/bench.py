@@ -341,9 +341,9 @@ def measure_files(
         files: that run here.
         feeds: batch size -> file name -> inputs.
         budget_s: seconds in all, > 0, shared equally among the batch sizes; a batch size of which a file drifts is
-            measured twice, and every one in at least 5 blocks, whatever the budget.
+            measured twice, and every one in at least 6 blocks, whatever the budget.
         seed: of the order.
-        on_block: called with batch size, blocks done and blocks in all.
+        on_block: called with batch size, blocks done and blocks in all, which grow where it is measured twice.
 
     Returns:
         Batch size -> measurement of every file.

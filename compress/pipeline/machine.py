@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from compress.distributions import find_distribution
-from compress.errors import UnavailableError
+from compress.errors import UnavailableError, UsageError
 from compress.nvml import Machine, query_machine
 
 NOT_INSTALLED = "not installed"
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 _CPUS = Path("/sys/devices/system/cpu")
+_MOST_THREADS = 64  # more than the processors are allowed: another count gives other weights
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -156,5 +157,14 @@ def resolve_precision(precision: str, device: str = "cpu") -> str:
 
 
 def resolve_threads(count: int | str) -> int:
-    """Replace `auto` by the number of processors that this process may use."""
-    return threads() if count == "auto" else int(count)
+    """Replace `auto` by the number of processors that this process may use.
+
+    Raises:
+        UsageError: fewer than 1, or so many that starting them would starve the machine.
+    """
+    if count == "auto":
+        return threads()
+    most = max(_MOST_THREADS, 4 * (os.cpu_count() or 1))
+    if not 1 <= int(count) <= most:
+        raise UsageError(f"threads is {count}, expected 1 to {most}", hint="leave it out, or say auto")
+    return int(count)

@@ -76,12 +76,14 @@ class Stage(Generic[Config, Inputs]):
 
 
 class StepLike(Protocol):
-    """What a check of gates is told about a step: its stage, and which steps fill its roles."""
+    """What a check of gates is told about a step: its stage, its settings, and which steps fill its roles."""
 
     @property
     def name(self) -> str: ...  # noqa: D102 - a field
     @property
     def stage(self) -> Stage[Any, Any]: ...  # noqa: D102
+    @property
+    def config(self) -> Any: ...  # noqa: D102
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: D102
 

@@ -28,6 +28,7 @@ from compress.report.document import (
 
 # Fewer iterations leave the 99th percentile to the 50 slowest of them; reports then hold no interval of it.
 P99_ITERATIONS = 5_000
+DEFAULT_BLOCKS = 20  # of a benchmark; a report tells its own only beside a float twin
 ALPHA = 0.025  # one-sided, of a failure
 
 Answer = Callable[[str, float | None, str], Verdict]
@@ -138,17 +139,21 @@ def judge_p99(limits: float | dict[int, float], variant: Variant) -> Iterator[Ve
             "not run", None, f"{variant.name} was not run: {variant.reason}" if not_run else "its latency was not timed"
         )
         return
+    blocks = {row.batch: row.blocks for row in variant.ratio_to_float}
     for batch, limit in by_batch.items():
         answer = verdicts_for("p99_ms_max", variant.name, limit, "ms")
         if batch in rows:
-            yield _judge_p99_row(answer, rows[batch], limit)
+            yield _judge_p99_row(answer, rows[batch], limit, blocks.get(batch, DEFAULT_BLOCKS))
         else:
             yield answer("not run", None, f"batch {batch}: not timed")
 
 
-def _judge_p99_row(answer: Answer, row: LatencyRow, limit: float) -> Verdict:
+def _judge_p99_row(answer: Answer, row: LatencyRow, limit: float, blocks: int) -> Verdict:
     if row.p99_ms is None or row.p99_interval_ms is None:
-        detail = f"batch {row.batch}: {row.n:,} iterations; at least {P99_ITERATIONS:,} would decide"
+        detail = (
+            f"batch {row.batch}: {row.n:,} iterations; at least {P99_ITERATIONS:,} would decide"
+            f"{_more_iterations(P99_ITERATIONS, blocks)}"
+        )
         return answer("inconclusive", row.p99_ms, detail)
     low, high = row.p99_interval_ms
     detail = (
@@ -167,7 +172,14 @@ def _judge_p99_row(answer: Answer, row: LatencyRow, limit: float) -> Verdict:
     # The interval narrows with the root of the count; 9 of 10 repetitions shall then decide.
     half = high - row.p99_ms if row.p99_ms <= limit else row.p99_ms - low
     needed = math.ceil(row.n * ((1 + Z_900 / Z_975) * half / gap) ** 2)
-    return answer("inconclusive", row.p99_ms, f"{detail}; about {needed:,} iterations would decide at this percentile")
+    detail += f"; about {needed:,} iterations would decide at this percentile{_more_iterations(needed, blocks)}"
+    return answer("inconclusive", row.p99_ms, detail)
+
+
+def _more_iterations(needed: int, blocks: int) -> str:
+    # A multiple of the present setting would not do: where slots end by their duration, it changes nothing.
+    each = math.ceil(needed / blocks)
+    return f": --set steps.STEP.latency.slot_iterations={each} gives them in {blocks} blocks"
 
 
 def judge_agreement(minimum: float, variant: Variant, document: ReportDocument) -> Verdict:

@@ -1,9 +1,9 @@
 """Gates: limits on a report, judged from its stored statistics, so that a warm run judges exactly as a cold one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,8 @@ DropPp = Annotated[float, Field(gt=0, lt=100)]
 RatioLimit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Batch = Annotated[int, Field(ge=1)]
+RatioByBatch = Annotated[dict[Batch, RatioLimit], Field(min_length=1)]  # an empty one would judge nothing
+MillisecondsByBatch = Annotated[dict[Batch, Milliseconds], Field(min_length=1)]
 
 
 class GatesConfig(BaseModel):
@@ -47,12 +49,12 @@ class GatesConfig(BaseModel):
         default=None,
         description="Allowed loss of top-1 accuracy against the float twin, percentage points; Tango's test, 5 %.",
     )
-    latency_ratio: RatioLimit | dict[Batch, RatioLimit] | None = Field(
+    latency_ratio: RatioLimit | RatioByBatch | None = Field(
         default=None,
         description="Largest latency(variant) / latency(float twin), for every batch size measured or "
         "as a mapping from batch size to limit; decided by the 95 % interval.",
     )
-    p99_ms_max: Milliseconds | dict[Batch, Milliseconds] | None = Field(
+    p99_ms_max: Milliseconds | MillisecondsByBatch | None = Field(
         default=None,
         description="Largest 99th percentile of the latency, milliseconds per call, for every batch size measured or "
         "as a mapping from batch size to limit; decided by its 95 % interval, which takes 5,000 iterations.",
@@ -104,11 +106,33 @@ class Measured:
         kinds: every measured step -> its artifact's kind, e.g. `quantized_onnx`.
         reference: what the variants are held against.
         float_twin: the float form of the quantized variants, if one is named.
+        batches: at which latencies are timed.
     """
 
     kinds: Mapping[str, str]
     reference: str
     float_twin: str | None
+    batches: tuple[int, ...] = ()
+
+
+def untimed_batches(gates: GatesConfig, batches: Collection[int]) -> list[tuple[str, str]]:
+    """Find limits on batch sizes that nobody times: they would judge nothing, and pass unseen.
+
+    Args:
+        gates: the limits.
+        batches: that are timed.
+
+    Returns:
+        The name of the gate and what is wrong, for each.
+    """
+    timed = ", ".join(map(str, sorted(batches))) or "none"
+    return [
+        (gate, f"batch {batch} is not timed, only {timed}")
+        for gate in ("latency_ratio", "p99_ms_max")
+        if isinstance(limits := getattr(gates, gate), dict)
+        for batch in cast("dict[int, float]", limits)
+        if batch not in batches
+    ]
 
 
 def unanswerable(gates: GatesConfig, benchmarks: Sequence[Measured]) -> list[tuple[str, str]]:
@@ -132,6 +156,7 @@ def unanswerable(gates: GatesConfig, benchmarks: Sequence[Measured]) -> list[tup
             close = get_close_matches(name, names, n=1)
             nearest = f"; did you mean {close[0]}?" if close else ""
             problems.append(("require", f"no benchmark measures {name!r}, only {', '.join(names)}{nearest}"))
+    problems += untimed_batches(gates, {batch for benchmark in benchmarks for batch in benchmark.batches})
     for gate in limits:
         against_twin = gate in AGAINST_FLOAT_TWIN
         able = [benchmark for benchmark in benchmarks if benchmark.float_twin or not against_twin]

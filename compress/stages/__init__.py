@@ -8,7 +8,7 @@ from compress.artifacts.manifest import Artifact, Report
 from compress.data.config import DataConfig
 from compress.pipeline.stage import Catalogue, GateVerdict, Stage, StepLike
 from compress.report.gates import GatesConfig, Measured, unanswerable
-from compress.stages.benchmark import BENCHMARK
+from compress.stages.benchmark import BENCHMARK, BenchmarkConfig
 from compress.stages.calibrate import CALIBRATE
 from compress.stages.distill import DISTILL
 from compress.stages.engine import ENGINE
@@ -35,6 +35,7 @@ def check_gates(gates: GatesConfig, steps: Sequence[StepLike]) -> Sequence[tuple
             kinds={name: kinds[name] for names in step.roles.values() for name in names},
             reference=step.roles["reference"][0],
             float_twin=next(iter(step.roles.get("float_twin", ())), None),
+            batches=step.config.latency.batches if isinstance(step.config, BenchmarkConfig) else (),
         )
         for step in steps
         if step.stage.output is Report

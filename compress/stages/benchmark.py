@@ -45,7 +45,7 @@ class LatencyConfig(StageConfig):
     """How long is measured; the defaults are for figures that are published."""
 
     batches: tuple[int, ...] = Field(default=(1, 32), min_length=1, description="samples per call")
-    blocks: int = Field(default=20, ge=2, description="every variant in every round of each, in random order")
+    blocks: int = Field(default=20, ge=6, description="every variant in every round of each, in random order")
     slot_iterations: int = Field(default=50, ge=1, description="calls of a variant in a block, at least")
     slot_ms: float = Field(default=50, gt=0, description="duration of the same, at least")
     warmup_ms: float = Field(default=2000, ge=0, description="of every variant and batch, at least")
@@ -191,7 +191,7 @@ def _time(
             slot_ms=config.latency.slot_ms,
             warmup_ms=config.latency.warmup_ms,
             seed=workspace.seed,
-            on_block=lambda done, total: bar.advance(),
+            on_block=bar.show,
         )
 
 

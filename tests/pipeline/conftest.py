@@ -19,7 +19,7 @@ EPOCHS = {
     ],
     "bring_your_own.yaml": ["student.epochs=2", "qat.epochs=1"],
 }
-QUICK_LATENCY = "{blocks: 3, slot_iterations: 3, slot_ms: 2, warmup_ms: 1}"
+QUICK_LATENCY = "{blocks: 6, slot_iterations: 2, slot_ms: 2, warmup_ms: 1, processes: 2}"
 
 
 @pytest.fixture(scope="session")

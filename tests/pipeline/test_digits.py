@@ -18,7 +18,12 @@ def reports(root, cli, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     found = {}
     for seed in SEEDS:
-        settings = ["--set", f"seed={seed}", "--set", "steps.report.latency={blocks: 3, warmup_ms: 1}"]
+        settings = [
+            "--set",
+            f"seed={seed}",
+            "--set",
+            "steps.report.latency={blocks: 6, slot_iterations: 5, warmup_ms: 1, processes: 2}",
+        ]
         run = cli("run", root / "pipelines" / "digits.yaml", *settings, "--store", store, "--json", timeout=600)
         assert run.returncode in (0, 3, 4), run.stderr
         name = json.loads(run.stdout)["run"]

@@ -81,6 +81,7 @@ with log.progress("outer", 2, "epochs") as outer:
         for _ in range(3):
             inner.advance()
             time.sleep(0.05)
+        inner.show(7, 9)
         inner.update(loss=0.123456)
         log._output.bars and log._output.bars.refresh()
         log.get_logger("x").warning("above the bar")
@@ -113,7 +114,7 @@ def on_terminal(quiet: bool, json: bool) -> str:
 
 def test_progress_shows_rate_and_fields_on_a_terminal() -> None:
     shown = on_terminal(quiet=False, json=False)
-    for part in ("outer", "inner [3]", "samples/s", "loss 0.1235", "warning: above the bar"):
+    for part in ("outer", "inner [3]", "samples/s", "loss 0.1235", "warning: above the bar", " 7 "):
         assert part in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.cli.benching import parse_budget
+from compress.engines.availability import why_not
+from compress.engines.sidecar import IoTensor, Profile, Sidecar, sidecar_path, write_sidecar
 from compress.errors import UsageError
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -39,6 +42,31 @@ def save_net(path: Path, products: int, *, batch: int | str = "batch", classes: 
     return path
 
 
+def save_engine(path: Path) -> Path:
+    """Bytes that no library reads, with the sidecar that admits them."""
+    path.write_bytes(b"plan")
+    sidecar = Sidecar(
+        backend="tensorrt_rtx",
+        backend_version="1",
+        portable=True,
+        compute_capabilities=(),
+        workspace_bytes=None,
+        profiles=(Profile(input="image", min=(1, 128), opt=(8, 128), max=(64, 128)),),
+        io=(
+            IoTensor(name="image", mode="input", dtype="float32", shape=("batch", 128)),
+            IoTensor(name="logits", mode="output", dtype="float32", shape=("batch", 128)),
+        ),
+        layers=1,
+        onnx_sha256="",
+        plan_sha256=hashlib.sha256(b"plan").hexdigest(),
+        plan_bytes=4,
+        operand_types=None,
+        messages=(),
+    )
+    write_sidecar(sidecar, sidecar_path(path))
+    return path
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_net(tmp_path / "small.onnx", 1)
@@ -55,12 +83,15 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["small.onnx", "--batch", "0"], 2, "--batch 0: expected whole numbers from 1, e.g. 1,32"),
+        (["small.onnx", "--batch", "0"], 2, "--batch 0: expected whole numbers from 1 to 999999, e.g. 1,32"),
+        (["small.onnx", "--batch", "9" * 20], 2, "expected whole numbers from 1 to 999999"),
+        (["small.onnx", "--budget", "9" * 400 + "s"], 2, "at most a day"),
+        (["small.onnx", "--threads", "100000"], 2, "threads is 100000, expected 1 to"),
         (["small.onnx", "--batch", "1,x"], 2, "--batch 1,x: expected whole numbers"),
         (["small.onnx", "--batch", ""], 2, "--batch : expected whole numbers"),
         (["small.onnx", "--budget", "30"], 2, "--budget 30: expected a time such as 30s, 2m or 10m"),
         (["small.onnx", "--budget", "0s"], 2, "--budget 0s: expected a time"),
-        (["small.onnx", "--threads", "0"], 2, "needs at least 1 thread, got 0"),
+        (["small.onnx", "--threads", "0"], 2, "threads is 0, expected 1 to"),
         (["small.onnx", "--gate", "latency_ratio=1.05"], 2, "--gate latency_ratio needs two files"),
         (["small.onnx", "ten.onnx", "--gate", "latency=1"], 2, "bench has no gate 'latency'; did you mean latency_r"),
         (["small.onnx", "ten.onnx", "--gate", "top1_drop_pp=1"], 2, "'top1_drop_pp'; it needs a recipe's data"),
@@ -138,3 +169,32 @@ def test_files_of_different_work_are_measured_for_information(cli: Cli, folder: 
     assert done.returncode == 0, done.stderr
     assert "ten.onnx" in done.stdout
     assert done.stderr == ""
+
+
+def messages(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a command with --json said on standard error."""
+    return [json.loads(line)["message"] for line in done.stderr.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_not("tensorrt_rtx") is None, reason="engines run here")
+def test_a_pair_that_cannot_be_measured_is_named_by_its_gate(cli: Cli, folder: Path) -> None:
+    save_engine(folder / "net.plan")
+    options = ("--batch", "1", "--threads", "1", "--budget", "1s", "--gate", "latency_ratio=9", "--json")
+    reason = why_not("tensorrt_rtx")
+
+    done = cli("bench", "small.onnx", "small.onnx", "net.plan", *options, cwd=folder)
+    not_run, judged = messages(done)
+    assert not_run == f"gate latency_ratio not run: net.plan ({reason})"
+    assert judged.startswith("gate latency_ratio pass: small.onnx (2) at batch 1: ")
+    assert [pair["new"] for pair in json.loads(done.stdout)["pairs"]] == ["small.onnx (2)"]
+
+    done = cli("bench", "net.plan", "small.onnx", "large.onnx", *options, cwd=folder)
+    assert done.returncode == 4, "nothing was compared"
+    assert messages(done) == [
+        f"gate latency_ratio not run: {name} (net.plan was not run: {reason})" for name in ("small.onnx", "large.onnx")
+    ]
+
+    done = cli("bench", "net.plan", "net.plan", *options, cwd=folder)
+    assert done.returncode == 7
+    assert messages(done) == [f"gate latency_ratio not run: net.plan (2) ({reason})", "no file can run here"]

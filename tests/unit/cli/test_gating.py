@@ -6,7 +6,7 @@ import pytest
 
 from compress.cli.gating import check_answered, gates_from_options, overrides_from_gates
 from compress.errors import UsageError
-from compress.report.document import ReportDocument, Variant
+from compress.report.document import LatencyRow, ReportDocument, Variant
 from compress.report.gates import GatesConfig, judge
 
 
@@ -30,6 +30,8 @@ def test_values_are_yaml_and_the_last_one_counts() -> None:
         ("top1_drop_pp=much", "--gate top1_drop_pp=much: gates.top1_drop_pp: Input should be a valid number"),
         ("top1_drop_pp=-1", "gates.top1_drop_pp: Input should be greater than 0, got -1"),
         ('latency_ratio={"0": 1}', "Input should be greater than or equal to 1"),
+        ("latency_ratio={}", "should have at least 1 item"),
+        ("p99_ms_max={}", "should have at least 1 item"),
         ("latency_ratio={1: 1}", "keys must be strings, got '1'; put it in quotes"),
         ("p99_ms_max=.inf", "is not a finite number"),
         ("latency_ratio={1: ", "--gate latency_ratio={1: : "),
@@ -71,3 +73,23 @@ def test_gates_that_judge_nothing_do_not_pass_unseen() -> None:
         "--gate latency_ratio: the report has no quantized variant beside its float twin to judge"
     )
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("gate", ["latency_ratio", "p99_ms_max"])
+def test_batches_that_were_not_timed_do_not_pass_unseen(gate: str) -> None:
+    variant = Variant(
+        name="int8",
+        kind="quantized_onnx",
+        status="measured",
+        top1=1,
+        top1_interval=(0.5, 1),
+        agreement=1,
+        mean_kl=0,
+        latency=[LatencyRow(batch=batch, p50_ms=1, p90_ms=1, p99_ms=None, n=9) for batch in (1, 32)],
+    )
+    document = ReportDocument(
+        reference="int8", float_twin=None, split="test", n=9, variants=[variant], ladder=[], environment={}, lineage=[]
+    )
+    gates = GatesConfig.model_validate({gate: {7: 1.1}})
+    with pytest.raises(UsageError, match=f"--gate {gate}: batch 7 is not timed, only 1, 32"):
+        check_answered(gates, judge(gates, document), document)

@@ -34,7 +34,7 @@ steps:
     reference: teacher
     float_twin: float
     variants: [float, int8, engine]
-    latency: {batches: [1], blocks: 2, slot_iterations: 1, slot_ms: 1, warmup_ms: 1}
+    latency: {batches: [1], blocks: 6, slot_iterations: 1, slot_ms: 1, warmup_ms: 1, processes: 2}
 gates: {top1_drop_pp: 20.0}
 """
 STEPS = ["teacher", "float", "int8", "engine", "report"]
@@ -255,7 +255,7 @@ def test_every_run_writes_a_page_for_every_benchmark(ran: Path, cli: Cli, tmp_pa
     stage: benchmark
     reference: teacher
     variants: [float]
-    latency: {batches: [1], blocks: 2, slot_iterations: 1, slot_ms: 1, warmup_ms: 1}
+    latency: {batches: [1], blocks: 6, slot_iterations: 1, slot_ms: 1, warmup_ms: 1, processes: 2}
 gates:"""
     (tmp_path / "twice.yaml").write_text(RECIPE.replace("gates:", again))
     twice = document(cli("run", tmp_path / "twice.yaml", "--store", ran / "artifacts", "--json"))
@@ -264,6 +264,21 @@ gates:"""
         step: f"{twice['run']}.{step}.html" for step in ("report", "again")
     }
     assert "<dt>Speed" not in pages["again"].read_text(), "it has no float twin"
+
+
+def test_a_page_that_cannot_be_written_hides_no_gate(ran: Path, cli: Cli, tmp_path: Path) -> None:
+    store = tmp_path / "copy"
+    subprocess.run(["cp", "-r", ran / "artifacts", store], check=True)
+    taken = {int(path.stem.rpartition("-")[2]) for path in store.glob("runs/tiny-*.json")}
+    page = store / "runs" / f"tiny-{max(taken) + 1:04}.html"
+    page.mkdir()
+    done = cli("run", "tiny.yaml", "--json", "--store", store, "--gate", "size_bytes_max=10", cwd=ran)
+    assert done.returncode == 3, done.stderr
+    found = document(done)
+    assert (found["run"], found["exit_code"], found["pages"]) == (page.stem, 3, {})
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["level"] == "warning"
+    assert json.loads(line)["message"].startswith("the report for browsers could not be written: ")
 
 
 def test_report_of_a_run_without_one(ran: Path, cli: Cli) -> None:

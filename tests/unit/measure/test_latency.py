@@ -18,6 +18,7 @@ from compress.measure.latency import (
     measure_interleaved,
     measure_stable,
 )
+from compress.measure.statistics import drift
 
 
 class Machine:
@@ -182,12 +183,15 @@ def test_a_drifting_measurement_is_repeated_once() -> None:
     assert settled.samples["a"].block_ms == pytest.approx((1.5,) * 8)
 
     heating = Machine(slowdown=lambda now_ms: math.exp(now_ms / 500))
+    counted: list[tuple[int, int]] = []
     unsettled = measure_stable(
         {"a": heating.call("a", 1.0)},
         blocks=8, rounds=1, slot_iterations=5, slot_ms=0, warmup_iterations=0, warmup_ms=0, clock=heating.clock,
+        on_block=lambda done, total: counted.append((done, total)),
     )  # fmt: skip
     assert unsettled.attempts == 2
     assert unsettled.drift["a"].unstable
+    assert counted == [(done, 8 if done <= 8 else 16) for done in range(1, 17)]
 
     steady = Machine()
     once = measure_stable(
@@ -247,10 +251,12 @@ def test_a_budget_holds_as_many_blocks_as_fit(names: str) -> None:
     assert 55e9 < machine.now_ns <= 60.1e9
 
 
-def test_a_small_budget_still_gets_five_blocks() -> None:
+def test_a_small_budget_still_gets_blocks_in_which_a_drift_can_show() -> None:
     machine = Machine()
     found = measure_interleaved({"a": machine.call("a", 100.0)}, budget_s=0.1, warmup_ms=0, clock=machine.clock)
-    assert len(found["a"].block_ms) == LEAST_BLOCKS == 5
+    assert len(found["a"].block_ms) == LEAST_BLOCKS
+    assert drift([2.0**block for block in range(LEAST_BLOCKS)]).unstable
+    assert not drift([2.0**block for block in range(LEAST_BLOCKS - 1)]).unstable
 
 
 def test_a_slot_ends_by_the_clock_and_is_timed_by_the_call() -> None:

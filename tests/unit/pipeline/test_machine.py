@@ -8,7 +8,7 @@ import pytest
 
 from compress.distributions import find_distribution
 from compress.engines.availability import check_gpu, library_version
-from compress.errors import UnavailableError
+from compress.errors import UnavailableError, UsageError
 from compress.nvml import query_machine
 from compress.pipeline import machine
 
@@ -90,6 +90,13 @@ def test_explicit_values_stay():
     assert machine.resolve_device("cpu") == "cpu"
     assert machine.resolve_precision("bf16") == "bf16"
     assert machine.resolve_threads(3) == 3
+
+
+@pytest.mark.parametrize("count", [0, 100_000])
+def test_thread_counts_that_would_starve_the_machine(count):
+    with pytest.raises(UsageError, match=f"threads is {count}, expected 1 to") as caught:
+        machine.resolve_threads(count)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.skipif(machine.resolve_device("auto") == "cuda", reason="this machine has a GPU and a torch with CUDA")

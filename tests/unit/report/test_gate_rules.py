@@ -41,7 +41,10 @@ def test_p99_is_judged_by_the_ends_of_its_interval(report: Report, limit: float,
 def test_p99_says_how_many_iterations_would_decide(report: Report) -> None:
     found = of_int8({"p99_ms_max": 2.1}, report(int8={"latency": [row()]}))
     # Half the interval is .2 and must shrink below .1 with 1.28 / 1.96 to spare: (2 * 1.65386)^2 times as many.
-    assert found.detail.endswith("; about 109,411 iterations would decide at this percentile")
+    assert found.detail.endswith(
+        "; about 109,411 iterations would decide at this percentile: "
+        "--set steps.STEP.latency.slot_iterations=5471 gives them in 20 blocks"
+    )
     hopeless = of_int8({"p99_ms_max": 2.0}, report(int8={"latency": [row()]}))
     assert hopeless.detail.endswith("; the observed percentile is the limit itself")
 
@@ -50,7 +53,17 @@ def test_p99_says_how_many_iterations_would_decide(report: Report) -> None:
 def test_p99_of_few_iterations_decides_nothing(report: Report, n: int, p99: float | None) -> None:
     found = of_int8({"p99_ms_max": 100.0}, report(int8={"latency": [row(n, None, p99_ms=p99)]}))
     assert (found.verdict, found.value) == ("inconclusive", p99)
-    assert found.detail == f"batch 1: {n:,} iterations; at least 5,000 would decide"
+    assert found.detail == (
+        f"batch 1: {n:,} iterations; at least 5,000 would decide: "
+        "--set steps.STEP.latency.slot_iterations=250 gives them in 20 blocks"
+    )
+
+
+def test_p99_says_what_gives_the_iterations_in_the_blocks_of_this_report(report: Report) -> None:
+    ratio = {"batch": 1, "ratio": 1.0, "low": 0.9, "high": 1.1, "blocks": 6, "mean_log": 0.0, "sd_log": 0.1}
+    document = report(int8={"latency": [row(999, None, p99_ms=None)], "ratio_to_float": [ratio]})
+    found = of_int8({"p99_ms_max": 100.0}, document)
+    assert found.detail.endswith(": --set steps.STEP.latency.slot_iterations=834 gives them in 6 blocks")
 
 
 def test_p99_by_batch_on_a_drifting_machine_and_untimed(report: Report) -> None:

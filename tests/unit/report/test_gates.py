@@ -168,7 +168,7 @@ def test_gates_without_an_answer_are_named(report: Report) -> None:
 
 
 KINDS = {"teacher": "checkpoint", "float": "onnx_model", "int8": "quantized_onnx", "engine": "engine"}
-WHOLE = Measured(KINDS, "teacher", "float")
+WHOLE = Measured(KINDS, "teacher", "float", (1, 32))
 WITHOUT_TWIN = Measured(KINDS, "teacher", None)
 FLOATS = Measured({"teacher": "checkpoint", "float": "onnx_model"}, "teacher", "float")
 NO_TWIN = "no benchmark names a float_twin to compare with"
@@ -196,6 +196,12 @@ ALL = {"top1_drop_pp": 3, "top1_drop_to_float_pp": 1, "latency_ratio": 1, "agree
         (ALL, [FLOATS], [(gate, NOT_QUANTIZED) for gate in ALL]),
         (ALL, [FLOATS, WITHOUT_TWIN], [("top1_drop_to_float_pp", NOT_QUANTIZED), ("latency_ratio", NOT_QUANTIZED)]),
         (ALL, [FLOATS, WHOLE], []),
+        ({"latency_ratio": {1: 1, 32: 1}, "p99_ms_max": {32: 1}}, [WHOLE], []),
+        (
+            {"latency_ratio": {1: 1, 7: 1}, "p99_ms_max": {8: 1}},
+            [WHOLE],
+            [("latency_ratio", "batch 7 is not timed, only 1, 32"), ("p99_ms_max", "batch 8 is not timed, only 1, 32")],
+        ),
     ],
 )
 def test_gates_that_can_never_be_answered(

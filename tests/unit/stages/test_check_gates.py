@@ -65,6 +65,16 @@ def test_gates_that_can_be_judged(load) -> None:
                 "(the output of calibrate or engine)"
             ],
         ),
+        (
+            WHOLE,
+            '{latency_ratio: {"7": 1.1}}',
+            ["r.yaml:9: gates.latency_ratio: batch 7 is not timed, only 1, 32"],
+        ),
+        (
+            WHOLE,
+            '{latency_ratio: {"1": 1, "7": 1}}',
+            ["r.yaml:9: gates.latency_ratio: batch 7 is not timed, only 1, 32"],
+        ),
     ],
 )
 def test_gates_that_can_never_be_judged(load, benchmark: str, gates: str, expected: list[str]) -> None:
