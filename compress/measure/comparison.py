@@ -184,7 +184,7 @@ def _bits(text: str, n: int) -> int:
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ArtifactError(f"the bits of right answers are not base64: {error}", hint=_RERUN) from error
+        raise ArtifactError(f"the bits of answers are not base64: {error}", hint=_RERUN) from error
     bits, padding = int.from_bytes(content, "big"), 8 * len(content) - n
     if not 0 <= padding < 8 or bits & ((1 << padding) - 1):
         raise ArtifactError(f"expected one bit for each of {n} samples, got {len(content)} bytes", hint=_RERUN)
