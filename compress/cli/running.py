@@ -15,7 +15,7 @@ from compress.cli.gating import overrides_from_gates
 from compress.cli.places import shown, store_root
 from compress.cli.render import duration_text, headline, print_document, print_tables, short_key
 from compress.cli.reporting import load_report, verdicts_of, write_pages
-from compress.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_UNAVAILABLE, UsageError
+from compress.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_UNAVAILABLE, TryAgainError, UsageError
 from compress.log import get_logger
 from compress.pipeline import plan as planning
 from compress.pipeline import runner
@@ -157,7 +157,7 @@ def run_recipe(
     assert record.exit_code is not None, "a run that ended has an exit code"
     try:
         pages = write_pages(store, record)
-    except (OSError, UsageError) as error:  # what the gates said stands all the same
+    except (TryAgainError, UsageError) as error:  # what the gates said stands all the same
         log.warning("the report for browsers could not be written: %s", error)
         pages = {}
     if options.as_json:
