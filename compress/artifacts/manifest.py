@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 SCHEMA_VERSION = 1
 
@@ -48,6 +48,18 @@ class Tensor(Record):
     preprocessing: str | None = None  # what the caller must do; normalisation is inside the graph
 
 
+class Precision(Record):
+    """How it was decided which layers stay in float; `precision.json` has every layer with its reason."""
+
+    mode: str  # by_hand | mixed | adaptive
+    goal: str | None = None  # e.g. at most 0.5 pp of top-1 lost
+    int8_macs: float  # fraction of the multiply-accumulates whose operands are both int8
+    loss_pp: float | None = None  # of top-1 against the float graph, percentage points
+    sqnr_db: float | None = None  # of the logits, against the float graph
+    split: str | None = None  # of the samples that these figures, and the choice, rest on
+    n: int | None = None
+
+
 class Quantization(Record):
     """How an artifact's model was quantized."""
 
@@ -56,6 +68,15 @@ class Quantization(Record):
     calibration_samples: int = 0
     calibration_digest: str | None = None  # SHA-256 over the sorted digests of the samples
     float_layers: tuple[str, ...] = ()
+    precision: Precision | None = None  # None: everything that can be is int8
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The checksums of manifests that are older than this field are over documents without it.
+        document: dict[str, Any] = handler(self)
+        if document.get("precision") is None:
+            document.pop("precision", None)
+        return document
 
 
 class FileEntry(Record):
@@ -133,7 +154,10 @@ class OnnxModel(Artifact):
 
 
 class QuantizedOnnx(Artifact):
-    """`model.onnx` (signed, for TensorRT), `model.ort.onnx` (unsigned, for ONNX Runtime CPU), `scales.json`."""
+    """`model.onnx` (signed, for TensorRT), `model.ort.onnx` (unsigned, for ONNX Runtime CPU).
+
+    Also `scales.json`, `calibration.cache` (the same for TensorRT 10) and `precision.json` (layers in float, and why).
+    """
 
     kind = Kind.QUANTIZED_ONNX
 

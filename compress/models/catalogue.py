@@ -50,6 +50,7 @@ def build_model(model: ModelConfig | Mapping[str, Any], *, image_shape: Shape, c
             "resnet": networks.build_resnet,
             "mobilenet": networks.build_mobilenet,
             "mlp": networks.build_mlp,
+            "vit": networks.build_vit,
         }
         module = builders[config.name](config, image_shape, classes)
     check_model(module, image_shape, classes, where=config.name)

@@ -102,6 +102,26 @@ class MlpConfig(Architecture):
     widths: Widths = Field(default=(128, 64), description="units of each hidden layer")
 
 
+class VitConfig(Architecture):
+    """Small vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929): pre-norm blocks, mean over tokens."""
+
+    name: Literal["vit"] = "vit"
+    width: Width = Field(default=64, description="channels of a token")
+    depth: int = Field(default=3, ge=1, le=64, description="encoder blocks")
+    heads: int = Field(default=4, ge=1, le=64, description="attention heads; the width is a multiple of them")
+    patch: int = Field(default=4, ge=1, le=64, description="side of a patch, pixels; the image's sides are multiples")
+    expansion: int = Field(default=2, ge=1, le=16, description="hidden units of a block's MLP per channel of a token")
+    activation: Literal["relu", "gelu"] = Field(
+        default="relu", description="of the MLPs; gelu runs in float between integer layers, relu costs nothing there"
+    )
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "VitConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}, expected a multiple of heads, {self.heads}")
+        return self
+
+
 class CustomConfig(Architecture):
     """The user's own network: a callable that returns an `nn.Module`."""
 
@@ -129,7 +149,12 @@ def _with_depths(config: Any, widths: tuple[int, ...], depths: tuple[int, ...]) 
     return config
 
 
-BUILT_IN: dict[str, type[Architecture]] = {"resnet": ResNetConfig, "mobilenet": MobileNetConfig, "mlp": MlpConfig}
+BUILT_IN: dict[str, type[Architecture]] = {
+    "resnet": ResNetConfig,
+    "mobilenet": MobileNetConfig,
+    "mlp": MlpConfig,
+    "vit": VitConfig,
+}
 
 
 def _tag(value: Any) -> str:
@@ -143,12 +168,13 @@ class ModelConfig(
             Annotated[ResNetConfig, Tag("resnet")]
             | Annotated[MobileNetConfig, Tag("mobilenet")]
             | Annotated[MlpConfig, Tag("mlp")]
+            | Annotated[VitConfig, Tag("vit")]
             | Annotated[CustomConfig, Tag("custom")],
             Discriminator(_tag),
         ]
     ]
 ):
-    """`{name: resnet | mobilenet | mlp, its options}` or `{name: "module:callable", kwargs: {}}`.
+    """`{name: resnet | mobilenet | mlp | vit, its options}` or `{name: "module:callable", kwargs: {}}`.
 
     Validates from and dumps to the plain mapping; `root` is the network's own config.
     """

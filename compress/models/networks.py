@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.models.config import MlpConfig, MobileNetConfig, ResNetConfig
+from compress.errors import ModelError
+from compress.models.config import MlpConfig, MobileNetConfig, ResNetConfig, VitConfig
 
 
 class ConvNorm(nn.Sequential):
@@ -120,3 +121,88 @@ def build_mlp(config: MlpConfig, image_shape: tuple[int, int, int], classes: int
         layers += [nn.Linear(inputs, width), nn.ReLU()]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017, arXiv:1706.03762), written as the products that it is.
+
+    Queries, keys and values have a layer each, so that each gets an int8 scale of its own.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Create attention of `heads` heads over tokens of `width` channels."""
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, tokens, width) to the same shape."""
+        query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
+        weights = torch.softmax(torch.matmul(query, key.transpose(2, 3)) * self.scale, 3)
+        return self.output(torch.matmul(weights, value).transpose(1, 2).flatten(2))
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, tokens, width) to (batch, heads, tokens, width / heads)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class EncoderBlock(nn.Module):
+    """Attention, then a two-layer MLP, each on normalised tokens and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int, hidden: int, activation: nn.Module) -> None:
+        """Create a block over tokens of `width` channels with `hidden` units in its MLP."""
+        super().__init__()
+        self.first_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.second_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, tokens, width) to the same shape."""
+        x = x + self.attention(self.first_norm(x))
+        return x + self.mlp(self.second_norm(x))
+
+
+class VisionTransformer(nn.Module):
+    """Patches as tokens with learned positions, encoder blocks, the mean over tokens, a linear classifier."""
+
+    def __init__(self, config: VitConfig, channels: int, tokens: int, classes: int) -> None:
+        """Create the network for images of `channels` channels that make `tokens` patches."""
+        super().__init__()
+        width = config.width
+        activations: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+        blocks = [
+            EncoderBlock(width, config.heads, config.expansion * width, activations[config.activation]())
+            for _ in range(config.depth)
+        ]
+        self.patches = nn.Conv2d(channels, width, config.patch, stride=config.patch)
+        self.positions = nn.Parameter(torch.empty(1, tokens, width))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels, h, w) to logits, (batch, classes)."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.classifier(self.norm(self.blocks(tokens)).mean(1))
+
+
+def build_vit(config: VitConfig, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Build a vision transformer; see `VitConfig`.
+
+    Raises:
+        ModelError: patches do not tile the image.
+    """
+    channels, height, width = image_shape
+    if height % config.patch or width % config.patch:
+        raise ModelError(
+            f"patches of {config.patch} x {config.patch} pixels do not tile an image of {height} x {width}",
+            where=config.name,
+            hint="choose a model.patch that divides both sides",
+        )
+    return VisionTransformer(config, channels, (height // config.patch) * (width // config.patch), classes)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import helper
 
+from compress.errors import ModelError
 from compress.onnx_graph.canonical import DEQUANTIZE, QUANTIZE
 from compress.onnx_graph.graph import GraphIndex, opset_of
 from compress.onnx_graph.lint import LAYERS
 
 _PLURALS = {"Conv": "convs", "Gemm": "gemms", "MatMul": "matmuls"}
+# Names of convolutions and matrix products after the optimizations of ONNX Runtime.
+INTEGER_KERNELS = (
+    "QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul".split()
+)
+FLOAT_KERNELS = frozenset("Conv FusedConv ConvTranspose Gemm FusedGemm MatMul FusedMatMul".split())
 
 
 def summarize(model: onnx.ModelProto) -> dict[str, Any]:
@@ -77,4 +85,43 @@ def _coverage(index: GraphIndex, operators: Counter[str]) -> dict[str, Any]:
         "dequantize_nodes": operators[DEQUANTIZE],
         "activation_dtypes": sorted(helper.tensor_dtype_to_np_dtype(dtype).name for dtype in dtypes),
         "float_layers": [node.name or node.output[0] for node in layers if node.output[0] not in done],
+    }
+
+
+def kernels(path: Path | str) -> dict[str, Any]:
+    """Load a file into ONNX Runtime's CPU provider and list what is left after all its optimizations, on this machine.
+
+    Args:
+        path: an ONNX file, float or int8.
+
+    Returns:
+        A JSON document: `operators` {operator: count}, the operators that run (QLinearConv, QGemm... are the integer
+        kernels; what folding left as constants is not among them); `integer_layers`, how many convolutions and
+        matrix products run on integers; `float_layers`, the names of those that do not.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the optimized file depends on this machine
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no base of their own
+            raise ModelError(
+                f"ONNX Runtime refuses the file: {str(error).strip().splitlines()[0]}",
+                where=str(path),
+                hint="`compress lint` names what is wrong with it.",
+            ) from error
+        nodes = list(onnx.load(target).graph.node)
+    operators = Counter(node.op_type for node in nodes)
+    return {
+        "operators": dict(sorted(operators.items())),
+        "integer_layers": sum(operators[name] for name in INTEGER_KERNELS),
+        "float_layers": [node.name or node.output[0] for node in nodes if node.op_type in FLOAT_KERNELS],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ from compress.onnx_graph.graph import (
     tidy,
     unique_name,
 )
-from compress.onnx_graph.placement import Spot, placements, quantizable_tensors
+from compress.onnx_graph.placement import Spot, placements, quantizable_tensors, shared_scales
 from compress.onnx_graph.scales import LEVELS, Scale, ScaleTable, Source
 
 __all__ = [
@@ -34,8 +34,10 @@ __all__ = [
     "insert_qdq",
     "quantizable_tensors",
     "quantize_weight",
+    "release_layers",
     "remove_qdq_pair",
     "scales_of",
+    "share_scales",
     "strip_qdq",
 ]
 
@@ -85,12 +87,16 @@ def _require_dequantized(node: onnx.NodeProto, index: GraphIndex) -> None:
         )
 
 
-def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, Scale]) -> onnx.ModelProto:
+def insert_qdq(
+    model: onnx.ModelProto, scales: Mapping[str, Scale], float_layers: Collection[str] = ()
+) -> onnx.ModelProto:
     """A copy with Q/DQ at every place of the rule that has none yet.
 
     Args:
         model: a float or partly quantized graph.
-        scales: a scale for every activation and weight that is not quantized yet; others are ignored.
+        scales: a scale for every activation and weight that is not quantized yet; others are ignored, and tensors that
+            must share one get the one of `share_scales`. A weight's is one number, or one for each output channel.
+        float_layers: names of nodes whose inputs stay float, and lose the pairs that they have.
 
     Returns:
         The signed symmetric graph: zero point 0, int8 codes -127..127 for weights, float biases.
@@ -98,11 +104,12 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, Scale]) -> onnx.Mode
     Raises:
         ModelError: scales are missing (all are named), a weight's scales do not fit its channels, or opset < 13.
     """
-    result = copy_model(model)
-    if opset_of(result) < FIRST_OPSET:
-        raise ModelError(f"The graph has opset {opset_of(result)}; expected at least {FIRST_OPSET}.")
+    if opset_of(model) < FIRST_OPSET:
+        raise ModelError(f"The graph has opset {opset_of(model)}; expected at least {FIRST_OPSET}.")
+    result = release_layers(model, float_layers)
+    scales = share_scales(result, scales, float_layers)
     index, taken = GraphIndex(result), names_of(result)
-    unquantized = [spot for spot in placements(result) if not spot.quantized]
+    unquantized = [spot for spot in placements(result, float_layers) if not spot.quantized]
     missing = sorted({spot.tensor for spot in unquantized} - set(scales))
     if missing:
         raise ModelError(
@@ -120,6 +127,68 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, Scale]) -> onnx.Mode
             dequantized[key] = _emit_weight(result, index, spot, scales[spot.tensor], taken, shared)
         spot.node.input[spot.position] = dequantized[key]
     return tidy(result)
+
+
+def share_scales(
+    model: onnx.ModelProto, scales: Mapping[str, Scale], float_layers: Collection[str] = ()
+) -> dict[str, Scale]:
+    """`scales`, with one for all tensors between which a Concat, MaxPool or Resize moves codes.
+
+    Args:
+        model: a float or partly quantized graph.
+        scales: of tensors, those that the graph carries already included or not.
+        float_layers: names of nodes whose inputs stay float.
+
+    Returns:
+        A new mapping. A group in which a tensor is quantized already takes its scale; any other takes the largest,
+        which clips no member more than its own would. A group without any scale gets none.
+
+    Raises:
+        ModelError: see `placements` and `scales_of`.
+    """
+    groups, shared = shared_scales(model, float_layers), dict(scales)
+    trained = scales_of(model) if groups else {}
+    for group in groups:
+        fixed = [trained[name] for name in group if name in trained]
+        known = fixed[:1] or [scales[name] for name in group if name in scales]
+        if known:
+            shared |= dict.fromkeys(group, max(known, key=lambda scale: scale.scale))
+    return shared
+
+
+def release_layers(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy in which the named nodes read float tensors and float weights; other readers keep their pairs.
+
+    Args:
+        model: a float or signed symmetric Q/DQ graph.
+        names: of nodes; a node without pairs stays as it is.
+    """
+    result = copy_model(model)
+    index, taken = GraphIndex(result), names_of(result)
+    restored: dict[str, str] = {}  # stored weight -> its float initializer
+    for node in result.graph.node:
+        for position, name in enumerate(node.input if node.name in names else ()):
+            dequantize = index.producer(name, DEQUANTIZE)
+            if dequantize is None:
+                continue
+            stored = dequantize.input[0]
+            codes, quantize = index.constant(stored), index.producer(stored, QUANTIZE)
+            if codes is not None:
+                if stored not in restored:
+                    restored[stored] = unique_name(f"{stored}.float", taken)
+                    weight = tensor_from(_float_weight(dequantize, codes, index), restored[stored])
+                    result.graph.initializer.append(weight)
+                node.input[position] = restored[stored]
+            elif quantize is not None:
+                node.input[position] = quantize.input[0]
+    tidy(result)
+    left = {tensor.name: tensor for tensor in result.graph.initializer}
+    # a weight that nothing reads as integers any more keeps its name
+    renames = {fresh: stored for stored, fresh in restored.items() if stored not in left}
+    for fresh, stored in renames.items():
+        left[fresh].name = stored
+    rename_inputs(result.graph.node, renames)
+    return result
 
 
 def _existing_pairs(model: onnx.ModelProto, index: GraphIndex) -> dict[tuple[str, int | None], str]:
@@ -148,8 +217,8 @@ def _emit_weight(
 ) -> str:
     weight = index.required(spot.tensor, "weight")
     axis = spot.axis or 0
-    steps = np.asarray(scale.scale, np.float32).reshape(-1)
-    if steps.size != weight.shape[axis]:
+    steps = np.asarray(scale.scale, np.float32)  # 0-d where the whole weight has one
+    if steps.ndim and steps.size != weight.shape[axis]:
         raise ModelError(
             f"Weight {spot.tensor} has {weight.shape[axis]} output channels but {steps.size} scales.",
             where=f"node {spot.node.name}",
@@ -161,18 +230,18 @@ def _emit_weight(
     if not shared:
         model.graph.initializer.remove(index.constants[spot.tensor])
     codes = quantize_weight(weight, steps, axis)
-    zeros = np.zeros(steps.size, np.int8)
+    zeros = np.zeros(steps.shape, np.int8)
     model.graph.initializer.extend([tensor_from(codes, stored), tensor_from(steps, step), tensor_from(zeros, zero)])
     node = helper.make_node(DEQUANTIZE, [stored, step, zero], [output], name=output)
-    if axis != 1:  # 1 is the operator's default, and canonical files spell out no defaults
+    if steps.ndim and axis != 1:  # 1 is the operator's default, and canonical files spell out no defaults
         node.attribute.append(helper.make_attribute("axis", axis))
     model.graph.node.append(node)
     return output
 
 
 def quantize_weight(weight: np.ndarray, steps: np.ndarray, axis: int) -> np.ndarray:
-    """Codes round(weight / step) in -127..127, int8, one step per index of `axis`."""
-    shape = [-1 if position == axis else 1 for position in range(weight.ndim)]
+    """Codes round(weight / step) in -127..127, int8; one step per index of `axis`, or a 0-d one for all."""
+    shape = [-1 if position == axis else 1 for position in range(weight.ndim)] if steps.ndim else ()
     return np.clip(np.rint(weight / steps.reshape(shape)), -LEVELS, LEVELS).astype(np.int8)
 
 

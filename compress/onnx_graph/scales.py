@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from compress.errors import ModelError
 
-Source = Literal["qat", "entropy", "minmax", "weights"]
+Source = Literal["qat", "minmax", "moving_average", "percentile", "entropy", "mse", "max", "weights"]
 LEVELS = 127  # codes on each side of zero: -127..127, so that the range is symmetric
 
 
@@ -20,8 +20,9 @@ class Scale:
 
     Args:
         scale: one positive number per tensor, or one per output channel.
-        source: "qat" learned while training, "entropy" or "minmax" calibrated, "weights" from the weights themselves.
-        axis: the output-channel axis of a weight; None for an activation.
+        source: "qat" learned while training; of activations the method that calibrated them, of weights "max" or
+            "mse" (in tables of older versions "weights", which was "max").
+        axis: the output-channel axis of a weight; None for an activation, and for a weight with one scale.
     """
 
     scale: float | tuple[float, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -32,7 +34,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Also: a weight's Q is folded into an int8 initializer, a Transpose between an int8 weight and its reader is
     folded into the initializer, and a mean over height and width becomes GlobalAveragePool, for which both
-    TensorRT and ONNX Runtime have int8 kernels. Names of surviving tensors stay.
+    TensorRT and ONNX Runtime have int8 kernels. A Reshape whose shape is computed from the batch axis alone gets a
+    stored one. Names of surviving tensors stay.
 
     Raises:
         ModelError: control flow, or shapes that contradict each other.
@@ -43,6 +46,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     _fold_weight_transposes(result)
     _fold_batch_norms(result)
     _pool_from_mean(result)
+    _constant_reshapes(result)
     return tidy(result)
 
 
@@ -201,3 +205,40 @@ def _pool_from_mean(model: onnx.ModelProto) -> None:
         nodes[-1] = helper.make_node("GlobalAveragePool", node.input[:1], [pooled], name=pooled)
         nodes.append(helper.make_node("Squeeze", [pooled, where], node.output, name=node.name))
     set_nodes(model, nodes)
+
+
+def _constant_reshapes(model: onnx.ModelProto) -> None:
+    """Store the shape of every Reshape that is computed from the batch axis alone, and keep that axis by name.
+
+    A 0 says "as in the input", so that shape inference still knows the axis behind the Reshape; behind a -1 it does
+    not. Each round may tell more about the Reshapes behind those of the round before.
+    """
+    while found := _reshapes_to_store(model):
+        taken = names_of(model)
+        for node, sizes in found:
+            name = unique_name(f"{node.output[0]}.shape", taken)
+            model.graph.initializer.append(tensor_from(np.array(sizes, np.int64), name))
+            del node.attribute[:]  # allowzero would take the 0 literally
+            node.input[1] = name
+
+
+def _reshapes_to_store(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, list[int]]]:
+    index = GraphIndex(model)
+    stored = {n.output[0]: index.constant(n.input[1]) for n in model.graph.node if n.op_type == "Reshape"}
+    # of two axes only the flattening in front of a Gemm is left: nothing behind it asks for the batch
+    open_ends = [n for n, sizes in stored.items() if sizes is None or (sizes[:1] == -1 and sizes.size > 2)]
+    if not open_ends:
+        return []
+    shapes, kept, computed = shapes_of(model), [], []
+    for name in open_ends:
+        node, sizes = index.producers[name], stored[name]
+        source, result = shapes.get(node.input[0], ()), shapes.get(name, ())
+        wanted = [size if isinstance(size, int) else -1 for size in result] if sizes is None else sizes.tolist()
+        before = [size for size in source[1:] if isinstance(size, int)]
+        named = bool(source) and isinstance(source[0], str) and len(before) == len(source) - 1
+        rest = wanted[1:]
+        if wanted[:1] == [-1] and named and rest and min(rest) > 0 and math.prod(rest) == math.prod(before):
+            kept.append((node, [0, *rest]))
+        elif sizes is None and wanted and wanted.count(-1) <= 1 and 0 not in wanted:
+            computed.append((node, wanted))
+    return kept or computed

@@ -174,15 +174,7 @@ class _Run:
         return self.record
 
     def fail(self, error: BaseException) -> None:
-        status, code = "failed", error.exit_code if isinstance(error, CompressError) else EXIT_BUG
-        if not isinstance(error, Exception):
-            status, code = "interrupted", EXIT_SIGINT if isinstance(error, KeyboardInterrupt) else EXIT_SIGTERM
-        said = error.message if isinstance(error, CompressError) else f"{type(error).__name__}: {error}".rstrip(": ")
-        steps = tuple(
-            step.model_copy(update={"status": "failed", "error": said}) if step.status == "running" else step
-            for step in self.record.steps
-        )
-        self.record = self.record.model_copy(update={"status": status, "exit_code": code, "steps": steps})
+        self.record = failed_record(self.record, error)
         try:
             self.store.write_run(self.record)
         except CompressError as second:
@@ -298,6 +290,19 @@ class _Run:
         return [
             verdict for name in reports for verdict in self.catalogue.judge(self.recipe.gates, self.artifacts[name])
         ]
+
+
+def failed_record(record: RunRecord, error: BaseException) -> RunRecord:
+    """What an error makes of a run's record: the step that was running failed, or the run was interrupted."""
+    status, code = "failed", error.exit_code if isinstance(error, CompressError) else EXIT_BUG
+    if not isinstance(error, Exception):
+        status, code = "interrupted", EXIT_SIGINT if isinstance(error, KeyboardInterrupt) else EXIT_SIGTERM
+    said = error.message if isinstance(error, CompressError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    steps = tuple(
+        step.model_copy(update={"status": "failed", "error": said}) if step.status == "running" else step
+        for step in record.steps
+    )
+    return record.model_copy(update={"status": status, "exit_code": code, "steps": steps})
 
 
 def exit_code(verdicts: Sequence[GateVerdict]) -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.errors import ModelError
+from compress.quantization.attention import write_out_attention
 from compress.quantization.batch_norm import (
     BATCH_NORM,
     BATCH_NORM_TRAINING,
@@ -35,6 +36,21 @@ _ATEN = torch.ops.aten
 _PRODUCTS = {_ATEN.matmul.default, _ATEN.bmm.default}
 _SUMS = {_ATEN.add.Tensor, _ATEN.add_.Tensor}
 _AVERAGE_POOLS = {_ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.default}
+_LAYOUT = {
+    _ATEN.flatten.using_ints,
+    _ATEN.unflatten.int,
+    _ATEN.view.default,
+    _ATEN.reshape.default,
+    _ATEN.transpose.int,
+    _ATEN.permute.default,
+    _ATEN.squeeze.dim,
+    _ATEN.unsqueeze.default,
+    _ATEN.contiguous.default,
+}
+# Batch-norm, with what `scale_weights_by_batch_norm` puts in front of it, is gone at inference.
+_BETWEEN_CONVOLUTION_AND_SUM = {*_LAYOUT, _ATEN.relu.default, _ATEN.relu6.default, BATCH_NORM, _ATEN.div.Tensor}
+_SPATIAL_MEAN = _ATEN.mean.dim
+_FLOAT_READERS = {_ATEN.layer_norm.default, _ATEN.softmax.int}
 _DROPOUTS = {_ATEN.dropout.default, _ATEN.dropout_.default}
 
 # Smallest scales. A dead channel would otherwise get a scale so small that its bias, expressed in
@@ -65,9 +81,12 @@ class TensorRTQuantizer:
     """Says which tensors TensorRT wants as int8.
 
     Quantized are the input and the weight of every convolution (depthwise too) and linear layer, both operands of a
-    matrix product (a constant one as a weight), both operands of a residual sum, and the input of an average pool. A
-    residual sum adds two activations of one shape that descend from a common float activation; a bias, a position
-    table or an attention mask is none. Everything else, the input normalisation and the logits included, stays float.
+    matrix product (a constant one as a weight), both operands of a residual sum, the input of an average pool, and the
+    patches that a convolution made where positions are added to them. A
+    residual sum adds two activations of one shape that descend from a common float activation, and nothing that needs
+    floats (layer normalisation, softmax) reads it; a bias, a position table or an attention mask is none. Everything
+    else, the input normalisation and the logits included, stays float. Max pools, resizes and concatenations get
+    their pairs when the exported graph is completed: they move the codes that their reader asks for.
 
     Args:
         scheme: the integer ranges.
@@ -127,9 +146,11 @@ class TensorRTQuantizer:
                 return dict.fromkeys(operands, self.activation)
             if ancestry[left] and right.meta["val"].ndim == 2:
                 return {left: self.activation, right: self._weight(1, half_range=left in half_range)}
-        if node.target in _SUMS and _is_residual_sum(operands, ancestry):
+        if node.target in _SUMS and _is_residual_sum(node, operands, ancestry):
             return dict.fromkeys(operands, self.activation)
-        if node.target in _AVERAGE_POOLS:
+        if node.target in _SUMS and (patches := _adds_positions_to_patches(node, ancestry)) is not None:
+            return {patches: self.activation}
+        if node.target in _AVERAGE_POOLS or _is_global_average(node):
             return {operands[0]: self.activation}
         return {}
 
@@ -151,7 +172,7 @@ def _float_ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
     return ancestry
 
 
-def _is_residual_sum(operands: list[fx.Node], ancestry: dict[fx.Node, int]) -> bool:
+def _is_residual_sum(node: fx.Node, operands: list[fx.Node], ancestry: dict[fx.Node, int]) -> bool:
     if len(operands) != 2 or not ancestry[operands[0]] & ancestry[operands[1]]:
         return False
     values = [operand.meta["val"] for operand in operands]
@@ -159,7 +180,38 @@ def _is_residual_sum(operands: list[fx.Node], ancestry: dict[fx.Node, int]) -> b
         return False
     # As text: comparing symbolic sizes directly would add guards to the exported program.
     first, second = ([str(size) for size in value.shape] for value in values)
-    return first == second
+    return first == second and not any(reader.target in _FLOAT_READERS for reader in _readers(node))
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield what reads a node at inference, when dropout is gone."""
+    for user in node.users:
+        if user.target in _DROPOUTS:
+            yield from _readers(user)
+        else:
+            yield user
+
+
+def _adds_positions_to_patches(node: fx.Node, ancestry: dict[fx.Node, int]) -> fx.Node | None:
+    """The patches that a sum puts a table of positions on, if a convolution made them; None for another sum."""
+    operands = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
+    live = [operand for operand in operands if ancestry[operand]]
+    if len(operands) != 2 or len(live) != 1:
+        return None
+    source, moved = live[0], False
+    while source.target in _BETWEEN_CONVOLUTION_AND_SUM and isinstance(source.args[0], fx.Node):
+        moved |= source.target in _LAYOUT
+        source = source.args[0]
+    return live[0] if moved and source.target in WEIGHTED - {_ATEN.linear.default} else None
+
+
+def _is_global_average(node: fx.Node) -> bool:
+    """Whether a mean is the one over height and width, an average pool by another name."""
+    if node.target is not _SPATIAL_MEAN or not isinstance(node.args[0], fx.Node):
+        return False
+    rank, axes = node.args[0].meta["val"].ndim, node.args[1]
+    # set arithmetic instead of a modulus: the arguments of a node have no type of their own
+    return rank == 4 and isinstance(axes, list) and set(axes) in ({2, 3}, {-1, -2}, {2, -1}, {3, -2})
 
 
 class FakeQuantNetwork(nn.Module):
@@ -271,6 +323,7 @@ def prepare_qat(module: nn.Module, example: Tensor, scheme: Scheme | None = None
     scheme = scheme or Scheme()
     graph = _exported(copy.deepcopy(module).train(), example)
     drop_batch_counters(graph)
+    write_out_attention(graph)
     scale_weights_by_batch_norm(graph)
     # What prepare_qat_pt2e does, without its own conv + batch-norm rewrite, which costs seconds even where idle.
     graph = _torchao().prepare(TensorRTQuantizer(scheme).annotate(graph), {}, is_qat=True)

@@ -16,10 +16,13 @@ _NON_NEGATIVE = _RELUS | {
 }
 _KEEPS_SIGN = {  # of the first argument
     _ATEN.max_pool2d.default,
+    _ATEN.upsample_nearest2d.vec,
+    _ATEN.upsample_bilinear2d.vec,
     _ATEN.avg_pool2d.default,
     _ATEN.adaptive_avg_pool2d.default,
     _ATEN.adaptive_max_pool2d.default,
     _ATEN.mean.dim,
+    _ATEN.amax.default,
     _ATEN.flatten.using_ints,
     _ATEN.view.default,
     _ATEN.reshape.default,
@@ -27,12 +30,17 @@ _KEEPS_SIGN = {  # of the first argument
     _ATEN.transpose.int,
     _ATEN.squeeze.dim,
     _ATEN.unsqueeze.default,
+    _ATEN.unflatten.int,
+    _ATEN.select.int,
+    _ATEN.slice.Tensor,
+    _ATEN.expand.default,
     _ATEN.contiguous.default,
     _ATEN.clone.default,
     _ATEN.dropout.default,
     _ATEN.dropout_.default,
 }
 _SIGN_OF_ALL = {_ATEN.cat.default, _ATEN.add.Tensor, _ATEN.add_.Tensor, _ATEN.mul.Tensor, _ATEN.mul_.Tensor}
+_MOVES_CODES = {_ATEN.max_pool2d.default, _ATEN.upsample_nearest2d.vec, _ATEN.upsample_bilinear2d.vec}
 
 
 _HARDTANH = {_ATEN.hardtanh.default, _ATEN.hardtanh_.default}
@@ -43,14 +51,19 @@ _CLAMP = {_ATEN.clamp.default, _ATEN.clamp_.default, _ATEN.clip.default, _ATEN.c
 def within_half_range(graph: fx.Graph) -> set[fx.Node]:
     """Activations whose unsigned codes stay within 127: never negative, and clipped by no upper bound.
 
-    An activation that may be negative gets zero point 128, a clipped one (ReLU6) all codes up to its bound. The same
-    rule on ONNX graphs is `compress.onnx_graph.signs.half_range_oracle`.
+    An activation that may be negative gets zero point 128; a clipped one (ReLU6), and what a max pool, a resize or a
+    concatenation moves on from there, all codes up to its bound. The same rule on ONNX graphs is
+    `compress.onnx_graph.signs.half_range_oracle`.
     """
     non_negative: set[fx.Node] = set()
     bounded: set[fx.Node] = set()
     for node in graph.nodes:  # in topological order
         low, high = _bounds(node)
-        if high is not None:
+        if (
+            high is not None
+            or (node.target in _MOVES_CODES and node.args[0] in bounded)
+            or (node.target is _ATEN.cat.default and bounded.issuperset(node.all_input_nodes))
+        ):
             bounded.add(node)
         if (
             (low is not None and low >= 0)

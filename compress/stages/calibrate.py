@@ -1,33 +1,68 @@
 """`calibrate`: every tensor that needs a scale gets one, and the two int8 files are written."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.artifacts.manifest import Metric, OnnxModel, Quantization, QuantizedOnnx
 from compress.log import progress
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
+from compress.quantization.settings import Granularity, Method, QuantizeSettings, WeightMethod
 from compress.stages.contract import network_input
+from compress.stages.precision import PrecisionConfig, decide, float_layers_of, measured, recorded
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from compress.data.split import Split
+    from compress.quantization.precision import PrecisionChoice
 
 BATCH_SIZE = 64
 
 
 class CalibrateConfig(StageConfig):
-    """How activations that QAT gave no scale get one."""
+    """How tensors that QAT gave no scale get one."""
 
     samples: int = Field(default=512, ge=1, description="calibration images, class-balanced, from the training split")
-    method: Literal["minmax", "entropy"] = Field(
-        default="entropy", description="how a range is chosen from a histogram"
+    method: Method = Field(
+        default="entropy",
+        description="how the range of an activation is chosen: the largest |x| (minmax), a moving average of the"
+        " largest |x| of each batch, a percentile of |x|, least information loss (entropy), least squared error (mse)",
     )
+    percentile: float = Field(default=99.99, gt=50, le=100, description="of |x|, in %, for method percentile")
+    weights: WeightMethod = Field(
+        default="max", description="how the range of a weight is chosen: the largest |w|, or least squared error (mse)"
+    )
+    granularity: Granularity = Field(
+        default="per_channel", description="scales of a weight: one per output channel, or one per tensor"
+    )
+    precision: PrecisionConfig = Field(
+        default="int8",
+        description="which layers stay in float: none that can be int8, those named in float_layers, or those that a"
+        " measurement chooses, to keep sqnr_db or budget_pp",
+    )
+
+    @model_validator(mode="after")
+    def _check_percentile(self) -> "CalibrateConfig":
+        # not model_fields_set: a config that is read back has every field set
+        if self.percentile != CalibrateConfig.model_fields["percentile"].default and self.method != "percentile":
+            raise ValueError(f"`percentile` belongs to method percentile, not {self.method}")
+        return self
+
+    def settings(self) -> QuantizeSettings:
+        """The same as the library takes it."""
+        return QuantizeSettings(
+            method=self.method,
+            percentile=self.percentile,
+            weights=self.weights,
+            granularity=self.granularity,
+            float_layers=float_layers_of(self.precision),
+        )
 
 
 @dataclass(frozen=True)
@@ -43,32 +78,36 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
     from compress.data.calibration_set import calibration_set
     from compress.data.datasets import load_dataset
     from compress.onnx_graph.inspect import summarize
-    from compress.onnx_graph.lint import raise_on_errors
-    from compress.onnx_graph.loading import load_onnx, save_onnx
+    from compress.onnx_graph.loading import load_onnx
     from compress.quantization.quantize import quantize_onnx
 
-    used: list[Split] = []
+    known: list[Split] = []  # the calibration set, once somebody needed it
+    used: list[Split] = []  # the same, once ranges were measured on it
+
+    def calibration() -> "Split":
+        if not known:
+            chosen, warnings = calibration_set(load_dataset(workspace.data, workspace.base).train, config.samples)
+            known.append(chosen)
+            workspace.notes += warnings
+        return known[0]
 
     def batches() -> "Iterator[NDArray[np.float32]]":
         # Read only where a tensor has no scale yet: after QAT no calibration set is needed.
-        chosen, warnings = calibration_set(load_dataset(workspace.data, workspace.base).train, config.samples)
+        chosen = calibration()
         used.append(chosen)
-        workspace.notes += warnings
-        images = network_input(chosen.images)
-        with progress("calibration", len(images), "images") as bar:
-            for start in range(0, len(images), BATCH_SIZE):
-                yield images[start : start + BATCH_SIZE]
-                bar.advance(len(images[start : start + BATCH_SIZE]))
+        with progress("calibration", len(chosen), "images") as bar:
+            for start in range(0, len(chosen), BATCH_SIZE):
+                images = network_input(chosen.images[start : start + BATCH_SIZE])
+                yield images
+                bar.advance(len(images))
 
-    quantized = quantize_onnx(load_onnx(inputs.model.path / "model.onnx"), batches(), config.method)
-    raise_on_errors(quantized.signed, target="tensorrt")
-    raise_on_errors(quantized.unsigned, target="onnxruntime")
-
-    save_onnx(quantized.signed, workspace.path / "model.onnx")
-    save_onnx(quantized.unsigned, workspace.path / "model.ort.onnx")
-    (workspace.path / "scales.json").write_text(quantized.scales.to_json())
+    model, settings = load_onnx(inputs.model.path / "model.onnx"), config.settings()
+    quantized = quantize_onnx(model, batches(), settings)
+    choice, judged = decide(config.precision, model, quantized, settings, workspace, calibration)
+    quantized = choice.quantized
+    _write(choice, workspace)
     kept = f"{quantized.calibrated} tensors calibrated, {quantized.kept} scales kept from qat"
-    workspace.notes += [kept, *quantized.notes]
+    workspace.notes += [kept, choice.summary(), *quantized.notes]
     workspace.tensors = inputs.model.manifest.tensors
     coverage = summarize(quantized.signed)["qdq"]
     digests = sorted(digest for split in used for digest in split.digests())
@@ -79,13 +118,32 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
         calibration_samples=len(digests),
         calibration_digest=sha256_bytes("".join(digests).encode()) if digests else None,
         float_layers=tuple(coverage["float_layers"]),
+        precision=recorded(choice, judged),
     )
     read: dict[str, Any] = {"split": "train", "n": len(digests)} if digests else {}
     return [
         Metric(name="tensors_calibrated", value=quantized.calibrated, unit="tensors", **read),
         Metric(name="scales_kept", value=quantized.kept, unit="tensors"),
         Metric(name="size", value=(workspace.path / "model.onnx").stat().st_size, unit="bytes"),
+        *measured(choice, judged),
     ]
+
+
+def _write(choice: "PrecisionChoice", workspace: Workspace) -> None:
+    from compress.onnx_graph.calibration_cache import FILE_NAME, calibration_cache
+    from compress.onnx_graph.lint import raise_on_errors
+    from compress.onnx_graph.loading import save_onnx
+    from compress.quantization.precision import precision_document
+
+    quantized = choice.quantized
+    raise_on_errors(quantized.signed, target="tensorrt")
+    raise_on_errors(quantized.unsigned, target="onnxruntime")
+    save_onnx(quantized.signed, workspace.path / "model.onnx")
+    save_onnx(quantized.unsigned, workspace.path / "model.ort.onnx")
+    (workspace.path / "scales.json").write_text(quantized.scales.to_json())
+    (workspace.path / FILE_NAME).write_text(calibration_cache(quantized.scales, quantized.activations))
+    document = json.dumps(precision_document(choice), indent=1, allow_nan=False)
+    (workspace.path / "precision.json").write_text(document + "\n")
 
 
 CALIBRATE = Stage(
@@ -96,5 +154,5 @@ CALIBRATE = Stage(
     output=QuantizedOnnx,
     libraries=("onnx", "onnxruntime", "numpy", "scikit-learn", "pillow"),
     run=run,
-    splits=("train",),
+    splits=("train", "validation"),
 )

@@ -27,6 +27,7 @@ def problems(model: object) -> list[str]:
         ({"name": "resnet", "widths": [8, 16]}, {"widths": [8, 16], "depths": [1, 1], "stem_stride": 1}),
         ({"name": "mobilenet", "widths": [8], "depths": [2]}, {"depths": [2], "expansion": 4, "head_width": None}),
         ({"name": "mlp"}, {"widths": [128, 64]}),
+        ({"name": "vit", "depth": 2}, {"width": 64, "depth": 2, "heads": 4, "patch": 4, "expansion": 2}),
         ({"name": "net:make", "kwargs": {"width": 4}}, {"folder": ".", "kwargs": {"width": 4}}),
         ({"name": "pkg.net:make"}, {"name": "pkg.net:make"}),
     ],
@@ -50,12 +51,14 @@ def test_defaults_are_written_out(given: dict[str, Any], dumped: dict[str, Any])
         ({"name": "resnett"}, "Value error, unknown model 'resnett'; nearest: 'resnet'"),
         (
             {"name": "transformer"},
-            "Value error, unknown model 'transformer'; known: resnet, mobilenet, mlp, or module:callable",
+            "Value error, unknown model 'transformer'; known: resnet, mobilenet, mlp, vit, or module:callable",
         ),
-        ({}, "Value error, a model needs a `name`: resnet, mobilenet, mlp, or module:callable"),
+        ({}, "Value error, a model needs a `name`: resnet, mobilenet, mlp, vit, or module:callable"),
         ("resnet", "Value error, a model is a mapping: got 'resnet', expected {name: resnet}"),
         ({"name": "resnet", "widths": []}, "Value error, it is empty, expected at least one width"),
         ({"name": "mlp", "widths": [0]}, "Input should be greater than or equal to 1"),
+        ({"name": "vit", "width": 20, "heads": 3}, "Value error, width is 20, expected a multiple of heads, 3"),
+        ({"name": "vit", "activation": "silu"}, "Input should be 'relu' or 'gelu'"),
         ({"name": "mlp", "widths": [9999]}, "Input should be less than or equal to 4096"),
         (
             {"name": "resnet", "widths": [8, 8], "depths": [1]},
@@ -98,4 +101,4 @@ def test_configs_are_frozen_and_lean() -> None:
 
 def test_the_schema_describes_every_network() -> None:
     text = str(Holder.model_json_schema())
-    assert all(name in text for name in ("ResNetConfig", "MobileNetConfig", "MlpConfig", "CustomConfig"))
+    assert all(name in text for name in ("ResNetConfig", "MobileNetConfig", "MlpConfig", "VitConfig", "CustomConfig"))

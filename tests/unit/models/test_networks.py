@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from compress.errors import ModelError
 from compress.models.catalogue import build_model, count_parameters
-from compress.models.networks import BasicBlock
+from compress.models.networks import BasicBlock, SelfAttention
 
 NETWORKS: list[dict[str, Any]] = [
     {"name": "resnet", "widths": [4, 8, 8]},
@@ -16,6 +17,7 @@ NETWORKS: list[dict[str, Any]] = [
     {"name": "mobilenet", "widths": [4, 6], "depths": [2, 1], "expansion": 2},
     {"name": "mobilenet", "widths": [4], "expansion": 1, "head_width": 8},
     {"name": "mlp", "widths": [16]},
+    {"name": "vit", "width": 8, "depth": 2, "heads": 2, "activation": "gelu"},
 ]
 
 
@@ -78,3 +80,29 @@ def test_blocks_without_a_projection_pass_their_input_on() -> None:
         nn.init.zeros_(parameter)
     images = torch.rand(2, 4, 8, 8)
     assert torch.equal(block(images), images)
+
+
+def test_parameters_of_a_transformer_by_hand() -> None:
+    # patches 16 * 8 + 8, positions 4 * 8; block: norms 4 * 8, attention 4 * (64 + 8), mlp 8 * 16 + 16 + 16 * 8 + 8;
+    # norm 2 * 8; classifier 8 * 5 + 5
+    vit = {"name": "vit", "width": 8, "depth": 1, "heads": 2, "expansion": 2}
+    assert count_parameters(build(vit, (1, 8, 8))) == 136 + 32 + (32 + 288 + 280) + 16 + 45
+
+
+def test_attention_is_torchs() -> None:
+    torch.manual_seed(0)
+    attention, reference = SelfAttention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+    layers = (attention.query, attention.key, attention.value)
+    with torch.no_grad():
+        assert reference.in_proj_weight is not None
+        reference.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
+        reference.in_proj_bias.copy_(torch.cat([layer.bias for layer in layers]))
+        reference.out_proj.load_state_dict(attention.output.state_dict())
+        x = torch.rand(3, 5, 8)
+        assert torch.allclose(attention(x), reference(x, x, x)[0], atol=1e-6)
+
+
+def test_patches_must_tile_the_image() -> None:
+    with pytest.raises(ModelError, match="patches of 3 x 3 pixels do not tile an image of 8 x 8") as caught:
+        build({"name": "vit", "patch": 3}, (1, 8, 8))
+    assert caught.value.exit_code == 5

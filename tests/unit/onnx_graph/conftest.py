@@ -46,6 +46,45 @@ MLP = """
     logits = Gemm <transB = 1> (r0, w1, b1)
 """
 
+TRANSFORMER = """
+    t0 = Reshape (image, tokens)
+    m0 = MatMul (t0, w0)
+    e0 = Add (m0, b0)
+    x0 = Add (e0, positions)
+    n0 = LayerNormalization (x0, ones, zeros)
+    m1 = MatMul (n0, w1)
+    a1 = Add (m1, b1)
+    h1 = Reshape (a1, heads)
+    q0 = Transpose <perm = [0, 2, 1, 3]> (h1)
+    m2 = MatMul (n0, w2)
+    a2 = Add (m2, b2)
+    h2 = Reshape (a2, heads)
+    k0 = Transpose <perm = [0, 2, 3, 1]> (h2)
+    m3 = MatMul (n0, w3)
+    a3 = Add (m3, b3)
+    h3 = Reshape (a3, heads)
+    v0 = Transpose <perm = [0, 2, 1, 3]> (h3)
+    s0 = MatMul (q0, k0)
+    s1 = Mul (s0, half)
+    p0 = Softmax (s1)
+    o0 = MatMul (p0, v0)
+    o1 = Transpose <perm = [0, 2, 1, 3]> (o0)
+    o2 = Reshape (o1, tokens)
+    m4 = MatMul (o2, w4)
+    a4 = Add (m4, b4)
+    x1 = Add (x0, a4)
+    n1 = LayerNormalization (x1, ones, zeros)
+    m5 = MatMul (n1, w5)
+    a5 = Add (m5, b5)
+    r5 = Relu (a5)
+    m6 = MatMul (r5, w6)
+    a6 = Add (m6, b6)
+    x2 = Add (x1, a6)
+    n2 = LayerNormalization (x2, ones, zeros)
+    g0 = ReduceMean <keepdims = 0> (n2, one)
+    logits = Gemm <transB = 1> (g0, w7, b7)
+"""
+
 
 def build_graph(body: str, outputs: str = "float[batch, 10] logits", opset: int = 20, **arrays: Any) -> onnx.ModelProto:
     """A model from ONNX text: input `image`, nodes named after their first output, `arrays` as initializers."""
@@ -97,6 +136,23 @@ def mlp() -> onnx.ModelProto:
 
 
 @pytest.fixture
+def transformer() -> onnx.ModelProto:
+    """One encoder block on rows of the image as tokens: attention of two heads, a ReLU MLP, pre-norm."""
+    weights = random_weights(*[(8, 8)] * 7, (10, 8))
+    rng = np.random.default_rng(2)
+    extra = {
+        "tokens": np.array([0, 8, 8]),
+        "heads": np.array([0, 8, 2, 4]),
+        "one": np.array([1]),
+        "positions": rng.normal(0, 0.3, (1, 8, 8)).astype(np.float32),
+        "ones": np.ones(8, np.float32),
+        "zeros": np.zeros(8, np.float32),
+        "half": np.float32(0.5),
+    }
+    return build_graph(TRANSFORMER, **extra, **weights)
+
+
+@pytest.fixture
 def images() -> np.ndarray:
     """Images in [0, 1], (64, 1, 8, 8), float32."""
     return np.random.default_rng(1).random((64, 1, 8, 8), np.float32)
@@ -129,3 +185,9 @@ def kernels(tmp_path: Path) -> Callable[[onnx.ModelProto], Counter[str]]:
         return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
     return run
+
+
+@pytest.fixture(name="random_weights")
+def random_weights_fixture() -> Callable[..., dict[str, Any]]:
+    """`random_weights((16, 1, 3, 3), (10, 16))`: weights w0, w1... of these shapes, and biases b0, b1..."""
+    return random_weights

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnx
 import pytest
 
 from compress.errors import ModelError
-from compress.onnx_graph.loading import check_model, load_onnx, require_finite, save_onnx
+from compress.onnx_graph.lint import lint_foreign
+from compress.onnx_graph.loading import check_model, load_onnx, read_onnx, require_finite, save_onnx
 
 
 def refused(path, words):
@@ -124,3 +127,106 @@ def test_external_data_that_is_missing_or_too_short(residual, tmp_path):
 
 def test_check_model_takes_a_sound_graph(residual):
     assert check_model(residual) is None  # nothing is raised
+
+
+def test_a_limit_on_the_size(residual, tmp_path):
+    save_onnx(residual, tmp_path / "a.onnx")
+    size = (tmp_path / "a.onnx").stat().st_size
+    assert load_onnx(tmp_path / "a.onnx", limit_bytes=size).graph.node
+    with pytest.raises(ModelError, match=f"has {size} bytes; expected 1 to {size - 1}") as caught:
+        load_onnx(tmp_path / "a.onnx", limit_bytes=size - 1)
+    assert caught.value.exit_code == 5
+
+
+def test_the_limit_holds_for_external_data_too(residual, tmp_path):
+    path = with_external_data(residual, tmp_path)
+    total = path.stat().st_size + (tmp_path / "weights.bin").stat().st_size
+    assert load_onnx(path, limit_bytes=total).graph.node
+    with pytest.raises(ModelError, match="external data exceeds the size limit by"):
+        load_onnx(path, limit_bytes=path.stat().st_size + 1000)
+
+
+def test_tensors_that_share_one_stretch_of_a_file_count_each(residual, tmp_path):
+    path = with_external_data(residual, tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        del tensor.external_data[1:]  # each is the whole file now
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="exceeds the size limit"):
+        load_onnx(path, limit_bytes=path.stat().st_size + 2 * (tmp_path / "weights.bin").stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("offset", "-8"), ("offset", "many"), ("length", "99999999999"), ("location", "a\x00b")]
+)
+def test_external_data_whose_place_makes_no_sense(residual, tmp_path, key, value):
+    path = with_external_data(residual, tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == key:
+            entry.value = value
+    path.write_bytes(model.SerializeToString())
+    assert refused(path, "External data").exit_code == 5
+
+
+def test_external_data_of_a_constant_node_stays_in_the_folder(build, tmp_path):
+    model = build("c = Constant <value = float {1.0}> () logits = Add (image, c)", "float[batch, 1, 8, 8] logits")
+    tensor = model.graph.node[0].attribute[0].t
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    assert refused(tmp_path / "a.onnx", "is outside the folder").exit_code == 5
+
+
+@pytest.mark.parametrize("dims", [[16, 16, 3, 4], [10**9, 10**9], [-1], [16, -16, 3, 3]])
+def test_tensors_that_are_not_what_their_shape_says(residual, tmp_path, dims):
+    (tensor,) = [t for t in residual.graph.initializer if t.name == "w1"]
+    tensor.dims[:] = dims
+    (tmp_path / "a.onnx").write_bytes(residual.SerializeToString())
+    assert refused(tmp_path / "a.onnx", "w1 does not hold what its shape").exit_code == 5
+
+
+def test_names_that_are_no_text(residual, tmp_path):
+    residual.graph.node[0].name = "zzzzzzzz"
+    content = residual.SerializeToString().replace(b"zzzzzzzz", b"\xff\xfe\xff\xfe\xff\xfe\xff\xfe")
+    (tmp_path / "a.onnx").write_bytes(content)
+    assert refused(tmp_path / "a.onnx", "no ONNX model").exit_code == 5
+
+
+@pytest.mark.parametrize("name", ["folder.onnx", "fifo.onnx"])
+def test_what_is_no_plain_file(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if name.startswith("folder") else os.mkfifo(path)
+    assert refused(path, "There is no ONNX file").exit_code == 5
+
+
+def test_infinite_masks_are_no_weights(build):
+    body = "m = Where (c, image, w) logits = Relu (m)"
+    arrays = {"c": np.ones((8, 8), bool), "w": np.full((8, 8), -np.inf, np.float32)}
+    require_finite(build(body, "float[batch, 1, 8, 8] logits", **arrays))
+    with pytest.raises(ModelError, match=r"w \(64 of 64\)"):
+        require_finite(build(body, "float[batch, 1, 8, 8] logits", **{**arrays, "w": arrays["w"] * np.nan}))
+
+
+def test_flipped_bytes_are_explained_or_harmless(depthwise, tmp_path):
+    """Whatever loads can be linted; whatever does not says why. Nothing else may come out."""
+    content = bytearray(depthwise.SerializeToString())
+    random = np.random.default_rng(0)
+    loaded, reasons = 0, []
+    for turn in range(300):
+        damaged = bytearray(content)
+        for position in random.integers(0, len(content) if turn % 2 else 1500, 3):
+            damaged[position] = random.integers(0, 256)
+        (tmp_path / "a.onnx").write_bytes(damaged)
+        try:
+            model = read_onnx(tmp_path / "a.onnx")
+        except ModelError as error:
+            reasons.append(error.message)
+            continue
+        loaded += 1
+        for target in ("tensorrt", "onnxruntime"):
+            assert all(finding.message for finding in lint_foreign(model, target))
+    assert loaded > 20
+    assert len(reasons) > 20
+    assert all(reasons)

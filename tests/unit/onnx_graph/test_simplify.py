@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from compress.onnx_graph.graph import GraphIndex
+from compress.onnx_graph.graph import GraphIndex, shapes_of
 from compress.onnx_graph.simplify import simplify
 
 FEATURES = "float[batch, 4, 8, 8] logits"
@@ -121,3 +121,48 @@ def test_the_argument_is_left_alone(residual):
     before = residual.SerializeToString(deterministic=True)
     simplify(residual)
     assert residual.SerializeToString(deterministic=True) == before
+
+
+def test_a_reshape_by_the_batch_gets_a_stored_shape(build, images, infer):
+    body = """
+        s = Shape <end = 1> (image)
+        n = Concat <axis = 0> (s, rows)
+        y = Reshape <allowzero = 1> (image, n)
+        z = Reshape (y, open)
+        logits = Add (z, z)
+    """
+    arrays = {"rows": np.array([16, 4]), "open": np.array([-1, 4, 4, 4])}
+    model = build(body, outputs="float[batch, 4, 4, 4] logits", **arrays)
+    simple = simplify(model)
+    assert operators(simple) == ["Reshape", "Reshape", "Add"]
+    index = GraphIndex(simple)
+    stored = [index.required(node.input[1], "shape").tolist() for node in simple.graph.node[:2]]
+    assert stored == [[0, 16, 4], [0, 4, 4, 4]]
+    assert not simple.graph.node[0].attribute
+    np.testing.assert_array_equal(infer(simple, images), infer(model, images))
+    assert shapes_of(simple)["y"] == ("batch", 16, 4)  # a -1 would lose the name
+
+
+def test_a_reshape_that_moves_the_batch_keeps_a_minus_one(build, images, infer):
+    body = """
+        s = Shape <end = 1> (image)
+        d = Mul (s, two)
+        n = Concat <axis = 0> (d, rows)
+        y = Reshape (image, n)
+        logits = ReduceSum <keepdims = 0> (y, axes)
+    """
+    arrays = {"two": np.array([2]), "rows": np.array([32]), "axes": np.array([1])}
+    model = build(body, outputs="float[twice] logits", **arrays)
+    simple = simplify(model)
+    assert operators(simple) == ["Reshape", "ReduceSum"]
+    index = GraphIndex(simple)
+    assert index.required(simple.graph.node[0].input[1], "shape").tolist() == [-1, 32]
+    np.testing.assert_array_equal(infer(simple, images), infer(model, images))
+
+
+def test_a_reshape_by_two_axes_stays_computed(build):
+    body = "other = Relu (image) s = Shape (other) logits = Reshape (image, s)"
+    model = build(body, outputs="float[a, b, c, d] logits")
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = f"d{dim.dim_value}" if dim.HasField("dim_value") else "batch"
+    assert "Shape" in operators(simplify(model))

@@ -10,12 +10,14 @@ from compress.onnx_graph.graph import GraphIndex
 from compress.onnx_graph.qdq import scales_of
 from compress.onnx_graph.unsigned import unsigned_from_signed
 from compress.quantization.quantize import quantize_onnx
+from compress.quantization.settings import QuantizeSettings
 
+MINMAX = QuantizeSettings(method="minmax")
 FLOAT_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add", "GlobalAveragePool")
 
 
 def signed_from(model, images):
-    return quantize_onnx(model, [images], "minmax").signed
+    return quantize_onnx(model, [images], QuantizeSettings(method="minmax")).signed
 
 
 def parameters(model):
@@ -203,7 +205,7 @@ def test_a_near_dead_channel_keeps_its_bias(residual, images, infer):
         if tensor.name in ("w1", "b1"):
             array[3] = 1e-9 if tensor.name == "w1" else 5.0
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    result = quantize_onnx(residual, [images], "minmax")
+    result = quantize_onnx(residual, [images], QuantizeSettings(method="minmax"))
     assert sqnr_db(infer(result.unsigned, images), infer(residual, images)) > 20
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -14,7 +16,9 @@ from compress.onnx_graph.canonical import canonical_bytes
 from compress.onnx_graph.inspect import summarize
 from compress.onnx_graph.qdq import remove_qdq_pair, scales_of
 from compress.onnx_graph.scales import ScaleTable
-from compress.quantization.quantize import quantize_onnx
+from compress.quantization.calibration import calibrate
+from compress.quantization.quantize import quantize_onnx, resolve_float_layers
+from compress.quantization.settings import Method, QuantizeSettings
 
 BODY = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -60,13 +64,13 @@ def never_read():
     yield
 
 
-@pytest.mark.parametrize("method", ["minmax", "entropy"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_a_float_graph_is_calibrated(model, method):
-    result = quantize_onnx(model, (images(16, seed) for seed in range(4)), method)
+    result = quantize_onnx(model, (images(16, seed) for seed in range(4)), QuantizeSettings(method=method))
     assert (result.calibrated, result.kept, result.notes) == (5, 0, [])
     assert set(result.scales) == ACTIVATIONS | WEIGHTS
     assert {result.scales[name].source for name in ACTIVATIONS} == {method}
-    assert {result.scales[name].source for name in WEIGHTS} == {"weights"}
+    assert {result.scales[name].source for name in WEIGHTS} == {"max"}
     found = scales_of(result.signed)
     assert {name: scale.scale for name, scale in found.items()} == {n: s.scale for n, s in result.scales.items()}
     for graph in (result.signed, result.unsigned):
@@ -75,9 +79,9 @@ def test_a_float_graph_is_calibrated(model, method):
         assert (coverage["convs_quantized"], coverage["gemms_quantized"]) == (2, 1)
 
 
-@pytest.mark.parametrize("method", ["minmax", "entropy"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_little_is_lost(model, method):
-    result = quantize_onnx(model, [images()], method)
+    result = quantize_onnx(model, [images()], QuantizeSettings(method=method))
     data = images(256, seed=9)
     expected = infer(model, data)
     for graph in (result.signed, result.unsigned):
@@ -96,9 +100,9 @@ def test_a_finished_graph_is_kept_and_no_sample_is_read(model):
 
 
 def test_a_partly_quantized_graph_keeps_what_it_has(model):
-    first = quantize_onnx(model, [images()], "minmax")
+    first = quantize_onnx(model, [images()], QuantizeSettings(method="minmax"))
     part = remove_qdq_pair(first.signed, "c0")  # image loses its scale
-    result = quantize_onnx(part, [images()], "minmax")
+    result = quantize_onnx(part, [images()], QuantizeSettings(method="minmax"))
     assert (result.calibrated, result.kept) == (1, 7)
     assert Counter(scale.source for scale in result.scales.values()) == {"qat": 7, "minmax": 1}
     assert result.scales["image"].source == "minmax"
@@ -164,5 +168,117 @@ def test_malformed_samples_and_methods_are_refused(model):
     assert caught.value.exit_code == 5
     with pytest.raises(DataError, match="no calibration samples"):
         quantize_onnx(model, [])
-    with pytest.raises(UsageError, match="Unknown calibration method 'kl'"):
-        quantize_onnx(model, [images()], "kl")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match=r"expected \[-2, 2\]"):
+        quantize_onnx(model, [images() * 255], value_range=(-2.0, 2.0))
+    quantize_onnx(model, [images() * 255], value_range=None)
+
+
+def inputs_of(model, name):
+    """Operators in front of the inputs of a node."""
+    producers = {output: node.op_type for node in model.graph.node for output in node.output}
+    node = next(node for node in model.graph.node if node.name == name)
+    return [producers.get(tensor, "constant or input") for tensor in node.input]
+
+
+@pytest.mark.parametrize("names", [("c1",), ("c[1]",), ("logits", "c1")])
+def test_float_layers_stay_float(model, names):
+    result = quantize_onnx(model, [images()], QuantizeSettings(float_layers=names))
+    assert inputs_of(result.signed, "c1")[:2] == ["Relu", "constant or input"]
+    assert inputs_of(result.signed, "c0")[:2] == ["DequantizeLinear", "DequantizeLinear"]
+    assert inputs_of(result.signed, "a0") == ["DequantizeLinear", "DequantizeLinear"]  # reads c1, and is quantized
+    assert "w1" not in result.scales
+    assert result.notes == [f"left in float as asked: {', '.join(sorted(names)).replace('c[1]', 'c1')}"]
+    data = images(256, seed=9)
+    assert (infer(result.unsigned, data).argmax(1) == infer(model, data).argmax(1)).mean() > 0.95
+
+
+def test_an_activation_that_only_float_layers_read_gets_no_scale(model):
+    result = quantize_onnx(model, [images()], QuantizeSettings(float_layers=("c0",)))
+    assert "image" not in result.scales
+    assert result.calibrated == 4
+
+
+def test_float_layers_lose_the_pairs_that_they_have(model):
+    first = quantize_onnx(model, [images()])
+    result = quantize_onnx(first.signed, never_read(), QuantizeSettings(float_layers=("c0",)))
+    assert inputs_of(result.signed, "c0")[:2] == ["constant or input", "constant or input"]
+    assert (result.calibrated, result.kept) == (0, 6)
+    assert set(result.scales) == (ACTIVATIONS | WEIGHTS) - {"image", "w0"}
+
+
+@pytest.mark.parametrize(("name", "near"), [("c3", "c[01]"), ("r0", r"\w+"), ("conv*", r"\w+"), ("", r"\w+")])
+def test_unknown_float_layers_are_named(model, name, near):
+    with pytest.raises(UsageError, match=rf"No layer that is quantized is named '{re.escape(name)}'; nearest: {near}"):
+        quantize_onnx(model, never_read(), QuantizeSettings(float_layers=(name,)))
+
+
+def test_patterns_mean_nodes_in_their_order(model):
+    assert resolve_float_layers(model, ["logits", "c*"]) == ("c0", "c1", "logits")
+    assert resolve_float_layers(model, []) == ()
+
+
+def test_everything_in_float_is_refused(model):
+    with pytest.raises(ModelError, match="All layers that could be quantized are to stay in float"):
+        quantize_onnx(model, never_read(), QuantizeSettings(float_layers=("*",)))
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("weights", ["max", "mse"])
+def test_weights_as_chosen(model, weights, granularity):
+    result = quantize_onnx(model, [images()], QuantizeSettings(weights=weights, granularity=granularity))
+    for name in WEIGHTS:
+        assert result.scales[name].source == weights
+        assert isinstance(result.scales[name].scale, float) == (granularity == "per_tensor")
+    data = images(256, seed=9)
+    for graph in (result.signed, result.unsigned):
+        onnx.checker.check_model(graph, full_check=True)
+        assert (infer(graph, data).argmax(1) == infer(model, data).argmax(1)).mean() > 0.95
+    again = quantize_onnx(result.signed, never_read())
+    assert {name: s.scale for name, s in again.scales.items()} == {n: s.scale for n, s in result.scales.items()}
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_the_unsigned_file_runs_on_integer_kernels(model, granularity, tmp_path):
+    result = quantize_onnx(model, [images()], QuantizeSettings(granularity=granularity))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(result.unsigned.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kernels = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kernels["QLinearConv"] == 2
+    assert kernels["QGemm"] == 1
+    assert not {"Conv", "FusedConv", "Gemm", "FusedGemm"} & set(kernels)
+
+
+def test_activations_are_the_table_without_weights(model):
+    assert set(quantize_onnx(model, [images()]).activations) == ACTIVATIONS
+
+
+JOINED = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[batch, 1, 8, 8] image) => (float[batch, 8, 8, 8] logits) {
+    c0 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (image, w0)
+    r0 = Relu (c0)
+    c1 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (r0, w1)
+    both = Concat <axis = 1> (r0, c1)
+    logits = Conv <kernel_shape = [1, 1]> (both, w2)
+}
+"""
+
+
+def test_tensors_that_concat_joins_get_the_largest_scale():
+    model = onnx.parser.parse_model(JOINED)
+    rng = np.random.default_rng(0)
+    shapes = {"w0": (4, 1, 3, 3), "w1": (4, 4, 3, 3), "w2": (8, 8, 1, 1)}
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    settings = QuantizeSettings(method="minmax")
+    scales = quantize_onnx(model, [images()], settings).scales
+    assert scales["r0"] == scales["c1"] == scales["both"]
+    apart = calibrate(model, ["r0", "c1"], [images()], "minmax").scales
+    assert scales["both"] == max(apart.values(), key=lambda scale: scale.scale)
+    first = quantize_onnx(model, [images()], settings).signed
+    again = quantize_onnx(remove_qdq_pair(first, "c1"), never_read(), settings)
+    assert again.scales["r0"].scale == scales["both"].scale

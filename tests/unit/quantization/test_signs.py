@@ -32,9 +32,12 @@ def half_range(function) -> bool:
         lambda x: torch.softmax(x, 1),
         lambda x: torch.clamp(x, min=0),
         lambda x: torch.flatten(functional.adaptive_avg_pool2d(torch.relu(x), 1), 1),
-        lambda x: functional.max_pool2d(functional.relu6(x), 2),
         lambda x: torch.cat([torch.relu(x), torch.sigmoid(x)], 1),
         lambda x: torch.relu(x) + torch.relu(-x),
+        lambda x: functional.max_pool2d(torch.relu(x), 2),
+        lambda x: functional.interpolate(torch.relu(x), scale_factor=2.0),
+        lambda x: torch.cat([torch.relu(x), functional.relu6(x)], 1),
+        lambda x: torch.relu(x).unflatten(3, (2, 4)),
     ],
 )
 def test_never_negative_and_unbounded(function):
@@ -51,6 +54,9 @@ def test_never_negative_and_unbounded(function):
         lambda x: torch.clamp(x, max=1),
         lambda x: torch.clamp(x, min=-1),
         functional.silu,
+        lambda x: functional.max_pool2d(functional.relu6(x), 2),
+        lambda x: functional.interpolate(functional.relu6(x), scale_factor=2.0),
+        lambda x: torch.cat([functional.relu6(x), functional.relu6(-x)], 1),
         lambda x: torch.relu(x) + x,
         lambda x: torch.relu(x) - torch.relu(-x),
         lambda x: torch.cat([torch.relu(x), x], 1),

@@ -1,0 +1,343 @@
+"""Which layers stay in float: by hand, until the logits are close enough, or until the files keep their accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from compress.errors import ModelError, UsageError
+from compress.log import Bar, progress
+from compress.onnx_graph.lint import Target, raise_on_errors
+from compress.onnx_graph.loading import check_model
+from compress.onnx_graph.placement import placements
+from compress.onnx_graph.qdq import scales_of, strip_qdq
+from compress.onnx_graph.scales import ScaleTable
+from compress.onnx_graph.simplify import simplify
+from compress.quantization.quantize import DEFAULTS, Quantized, resolve_float_layers
+from compress.quantization.search import FloatLayers, Goal, search_float_layers
+from compress.quantization.sensitivity import (
+    SQNR_CAP_DB,
+    Batches,
+    Judge,
+    LayerSensitivity,
+    MixedGraphs,
+    Score,
+    Work,
+    layer_work,
+    sensitivities,
+)
+from compress.quantization.settings import QuantizeSettings
+
+SENSITIVITY_SAMPLES = 512  # enough to rank layers; the files themselves are judged on all samples
+FLOAT_WORK = "multiply-accumulates in float; of adds and pools their outputs"
+Cost = Callable[[onnx.ModelProto], float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one choice of float layers does: the score of the worse of the two files, and whether the goal is met."""
+
+    score: Score
+    met: bool
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """One node, what it computes in, and why; `sensitivity` is None where nothing was measured."""
+
+    name: str
+    operator: str
+    macs: int
+    macs_share: float
+    decided: Literal["int8", "float"]
+    why: str
+    sensitivity: LayerSensitivity | None = None
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """The files, which of their layers are in int8, and the evidence for that.
+
+    `int8_macs` is the share of multiply-accumulates whose operands are both int8. `goal`, `all_int8` and `reached` are
+    None where the choice needed no measurement; `top1` is of the float graph, None without labels.
+    """
+
+    mode: Literal["int8", "by_hand", "mixed", "adaptive"]
+    quantized: Quantized
+    layers: tuple[LayerChoice, ...]
+    int8_macs: float
+    goal: Goal | None = None
+    samples: int = 0
+    top1: float | None = None
+    all_int8: Outcome | None = None
+    reached: Outcome | None = None
+    cost: str = ""
+
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """Names of the nodes in float, in the order of nodes."""
+        return tuple(layer.name for layer in self.layers if layer.decided == "float")
+
+    def summary(self) -> str:
+        """What a person should know, in one sentence."""
+        text = f"{100 * self.int8_macs:.1f} % of the multiply-accumulates are in int8"
+        if self.float_layers:
+            text += f"; in float: {', '.join(self.float_layers)}"
+        if self.goal is None or self.reached is None or self.all_int8 is None:
+            return text
+        now, before = (self.goal.measured(outcome.score) for outcome in (self.reached, self.all_int8))
+        text += f"; {now} on the {self.samples} samples that this was chosen on (all in int8: {before})"
+        if self.goal.budget_pp and self.goal.budget_pp < 100 / self.samples:
+            text += f"; one sample is {100 / self.samples:.2f} pp, so that the budget allows no loss"
+        return text
+
+
+def fixed_precision(model: onnx.ModelProto, quantized: Quantized, float_layers: Sequence[str] = ()) -> PrecisionChoice:
+    """Say which layers of files that are there are in int8; nothing is measured.
+
+    Args:
+        model: the graph that was quantized.
+        quantized: the files.
+        float_layers: names and patterns of the layers that somebody left in float.
+
+    Raises:
+        UsageError: a name or pattern that fits no layer.
+    """
+    source = simplify(model)
+    reasons = dict.fromkeys(resolve_float_layers(source, float_layers), "named to stay in float")
+    work = layer_work(strip_qdq(source), _placed(quantized.signed))
+    layers, share = _layers(quantized.signed, work, reasons)
+    return PrecisionChoice("by_hand" if reasons else "int8", quantized, layers, share)
+
+
+def choose_precision(
+    model: onnx.ModelProto,
+    full: Quantized,
+    goal: Goal,
+    batches: Batches,
+    labels: NDArray[np.integer] | None = None,
+    *,
+    settings: QuantizeSettings = DEFAULTS,
+    cost: Cost | None = None,
+) -> PrecisionChoice:
+    """Find the cheapest choice of layers to leave in float with which both int8 files meet the goal.
+
+    See `search_float_layers` for the search. Every trial runs the graphs that would be written: the unsigned one as
+    ONNX Runtime executes it, then the signed one node by node.
+
+    Args:
+        model: float graph, or signed Q/DQ graph.
+        full: the same, quantized without exception.
+        goal: what is to be kept; a loss of top-1 needs labels.
+        batches: starts over at every call; samples, (n, channels, height, width) each, float32 in [0, 1].
+        labels: (samples,), integers.
+        settings: with which `full` was made.
+        cost: of an unsigned graph, e.g. its latency in ms; None counts the multiply-accumulates in float, which are the
+            same on every machine.
+
+    Raises:
+        UsageError: a budget without labels.
+        DataError: samples or labels are missing or malformed.
+        ModelError: the goal is met only with no layer in int8.
+    """
+    if goal.budget_pp is not None and labels is None:
+        raise UsageError("A budget of top-1 needs labelled samples.", hint="Choose by sqnr_db where there are none.")
+    graphs = MixedGraphs(model, full, settings)
+    work = layer_work(graphs.float_graph, graphs.names)
+    judge = Judge(graphs.float_graph, batches, labels)
+    measured = sensitivities(graphs, _ranking_judge(graphs, judge, batches, labels), work)
+    with progress("trials", None, "trials") as bar:
+        trials = _Trials(graphs, judge, goal, work, cost, bar)
+        chosen = search_float_layers(measured, work, trials.met, trials.cost)
+    signed = graphs.signed(chosen)
+    reasons = {name: trials.reason(chosen, name) for name in chosen}
+    layers, share = _layers(signed, work, reasons, {one.name: one for one in measured})
+    if share == 0:
+        raise ModelError(
+            f"Only with no layer in int8 is the goal met ({goal}, on {judge.samples} samples); "
+            f"with all of them in int8 {goal.measured(trials.outcome(frozenset()).score)}.",
+            hint="Allow more, or train with fake-quant first (a `qat` step).",
+        )
+    return PrecisionChoice(
+        mode=goal.mode,
+        quantized=_requantized(full, signed, graphs.unsigned(signed), chosen),
+        layers=layers,
+        int8_macs=share,
+        goal=goal,
+        samples=judge.samples,
+        top1=judge.top1,
+        all_int8=trials.outcome(frozenset()),
+        reached=trials.outcome(chosen),
+        cost=FLOAT_WORK if cost is None else "given by the caller",
+    )
+
+
+class _Trials:
+    """Remembers what each choice of float layers does and costs."""
+
+    def __init__(
+        self, graphs: MixedGraphs, judge: Judge, goal: Goal, work: Mapping[str, Work], cost: Cost | None, bar: Bar
+    ) -> None:
+        self._graphs = graphs
+        self._judge = judge
+        self._goal = goal
+        self._work = work
+        self._cost = cost
+        self._bar = bar
+        self._costs: dict[FloatLayers, float] = {}
+        # a graph without any Q/DQ is the float graph
+        self._outcomes = {frozenset(graphs.names): Outcome(Score(SQNR_CAP_DB, 0.0), True)}
+
+    def outcome(self, choice: FloatLayers) -> Outcome:
+        if choice not in self._outcomes:
+            self._outcomes[choice] = self._run(choice)
+            self._bar.advance()
+        return self._outcomes[choice]
+
+    def met(self, choice: FloatLayers) -> bool:
+        return self.outcome(choice).met
+
+    def cost(self, choice: FloatLayers) -> float:
+        if choice not in self._costs:
+            if self._cost is None:
+                self._costs[choice] = float(sum(self._work[name].amount for name in choice))
+            else:
+                self._costs[choice] = self._cost(self._graphs.unsigned(self._graphs.signed(choice)))
+        return self._costs[choice]
+
+    def reason(self, choice: FloatLayers, name: str) -> str:
+        """Why a layer of the choice is in float."""
+        outcome = self.outcome(choice - {name})
+        return "in int8 it would cost more" if outcome.met else f"were it in int8: {self._goal.measured(outcome.score)}"
+
+    def _run(self, choice: FloatLayers) -> Outcome:
+        signed = self._graphs.signed(choice)
+        score = self._judge.score(self._graphs.unsigned(signed))
+        if not self._goal.met(score):
+            return Outcome(score, False)  # the other file cannot change that
+        other = self._judge.score(signed, optimized=False)
+        lost = [one.loss_pp for one in (score, other) if one.loss_pp is not None]
+        worse = Score(min(score.sqnr_db, other.sqnr_db), max(lost, default=None))
+        return Outcome(worse, self._goal.met(worse))
+
+
+def _ranking_judge(graphs: MixedGraphs, judge: Judge, batches: Batches, labels: NDArray[np.integer] | None) -> Judge:
+    """A judge on fewer samples, spread evenly over all, since samples may be sorted by class."""
+    if judge.samples <= SENSITIVITY_SAMPLES:
+        return judge
+    kept = np.zeros(judge.samples, bool)
+    kept[np.linspace(0, judge.samples - 1, SENSITIVITY_SAMPLES).astype(int)] = True
+
+    def few() -> Iterator[np.ndarray]:
+        start = 0
+        for batch in batches():
+            chosen = batch[kept[start : start + len(batch)]]
+            start += len(batch)
+            if len(chosen):
+                yield chosen
+
+    return Judge(graphs.float_graph, few, None if labels is None else np.asarray(labels)[kept])
+
+
+def _placed(signed: onnx.ModelProto) -> dict[str, bool]:
+    """Every node that the placement rule knows, and whether all its places are quantized."""
+    placed: dict[str, bool] = {}
+    for spot in placements(signed):
+        placed[spot.node.name] = placed.get(spot.node.name, True) and spot.quantized
+    return placed
+
+
+def _layers(
+    signed: onnx.ModelProto,
+    work: Mapping[str, Work],
+    reasons: Mapping[str, str],
+    measured: Mapping[str, LayerSensitivity] | None = None,
+) -> tuple[tuple[LayerChoice, ...], float]:
+    """Every node of `work` with its decision, and the share of multiply-accumulates in int8."""
+    placed = _placed(signed)
+    total = max(sum(one.macs for one in work.values()), 1)
+    layers = []
+    for name, one in work.items():
+        int8 = placed.get(name, False)
+        if int8:
+            why = "the goal is met with it in int8" if measured else "it can be"
+        elif name in placed:
+            why = reasons.get(name, "what it stands beside is in float")
+        else:
+            why = f"no integer kernel computes this {one.operator}"
+        decided: Literal["int8", "float"] = "int8" if int8 else "float"
+        sensitivity = (measured or {}).get(name)
+        layers.append(LayerChoice(name, one.operator, one.macs, one.macs / total, decided, why, sensitivity))
+    int8_macs = sum(layer.macs for layer in layers if layer.decided == "int8")
+    return tuple(layers), int8_macs / total
+
+
+def _requantized(
+    full: Quantized, signed: onnx.ModelProto, unsigned: onnx.ModelProto, chosen: Collection[str]
+) -> Quantized:
+    """`full` with the chosen layers in float: graphs, the scales that they use, and what the linter says of them."""
+    check_model(signed)
+    check_model(unsigned)
+    notes = list(full.notes)
+    files: tuple[tuple[onnx.ModelProto, Target], ...] = ((signed, "tensorrt"), (unsigned, "onnxruntime"))
+    for model, target in files:
+        for warning in raise_on_errors(model, target):
+            text = f"{warning} ({target})"
+            if warning.node not in chosen and text not in notes:  # a chosen layer is in float on purpose
+                notes.append(text)
+    used = scales_of(signed)
+    # a weight that a float layer reads too is stored a second time, as NAME.int8
+    table = {name: scale for name, scale in full.scales.items() if name in used or f"{name}.int8" in used}
+    activations = {spot.tensor for spot in placements(signed) if spot.axis is None}
+    calibrated = sum(scale.source != "qat" for name, scale in table.items() if name in activations)
+    kept = sum(scale.source == "qat" for scale in table.values())
+    return replace(
+        full, signed=signed, unsigned=unsigned, scales=ScaleTable(table), calibrated=calibrated, kept=kept, notes=notes
+    )
+
+
+def precision_document(choice: PrecisionChoice) -> dict[str, Any]:
+    """`precision.json`: the goal, what was reached, and every layer with its figures, its decision and the reason.
+
+    Decibels are rounded to hundredths, percentage points to ten-thousandths; what was not measured is null.
+    """
+    return {
+        "mode": choice.mode,
+        "goal": None if choice.goal is None else str(choice.goal),
+        "samples": choice.samples,
+        "cost": choice.cost or None,
+        "float_top1": None if choice.top1 is None else round(choice.top1, 6),
+        "int8_macs": round(choice.int8_macs, 6),
+        "reached": score_document(choice.reached),
+        "all_int8": score_document(choice.all_int8),
+        "layers": [
+            {
+                "name": layer.name,
+                "operator": layer.operator,
+                "macs": layer.macs,
+                "macs_share": round(layer.macs_share, 6),
+                "alone": score_document(layer.sensitivity and layer.sensitivity.alone),
+                "without": score_document(layer.sensitivity and layer.sensitivity.without),
+                "decided": layer.decided,
+                "why": layer.why,
+            }
+            for layer in choice.layers
+        ],
+    }
+
+
+def score_document(score: Score | Outcome | None) -> dict[str, float | None]:
+    """`{sqnr_db, loss_pp}`, null where nothing was measured."""
+    if isinstance(score, Outcome):
+        score = score.score
+    if score is None:
+        return {"sqnr_db": None, "loss_pp": None}
+    return {
+        "sqnr_db": round(score.sqnr_db, 2),
+        "loss_pp": None if score.loss_pp is None else round(score.loss_pp, 4),
+    }
