@@ -14,6 +14,16 @@ _CUDA_LIBRARY = "libcuda.so.1"
 _LIBRARY = "libnvidia-ml.so.1"
 _SUCCESS = 0
 _TEXT_BYTES = 96
+_SM_CLOCK, _MEMORY_CLOCK, _CORE_SENSOR = 1, 2, 0
+_POWER_LIMIT = "nvmlDeviceGetEnforcedPowerLimit"
+# Bits of nvmlDeviceGetCurrentClocksThrottleReasons; the others say idle, or that somebody set the clocks.
+_THROTTLING = {
+    0x4: "power limit",
+    0x8: "hardware slowdown",
+    0x20: "too hot",
+    0x40: "hardware: too hot",
+    0x80: "power brake",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,18 @@ class Machine:
             return "no NVIDIA GPU"
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
         return "CUDA_VISIBLE_DEVICES hides every GPU" if hidden else ""
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """What a GPU's speed depends on at this moment; None where the driver does not tell."""
+
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    power_w: float | None
+    power_limit_w: float | None
+    temperature_c: int | None
+    throttled: tuple[str, ...] | None  # why clocks are held down; empty while nothing holds them
 
 
 class _Memory(ctypes.Structure):
@@ -96,3 +118,40 @@ def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
         f"{major.value}.{minor.value}" if capable else None,
         int(memory.total),
     )
+
+
+def query_state(pci_bus_id: str) -> GpuState | None:
+    """Clocks, power and temperature of one GPU; None where the management library does not answer.
+
+    Args:
+        pci_bus_id: e.g. 0000:01:00.0: CUDA and the management library number GPUs differently.
+    """
+    try:
+        nvml = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() != _SUCCESS:
+        return None
+    try:
+        handle = ctypes.c_void_p()
+        if nvml.nvmlDeviceGetHandleByPciBusId_v2(pci_bus_id.encode(), ctypes.byref(handle)) != _SUCCESS:
+            return None
+        power, limit = (_number(nvml, name, handle) for name in ("nvmlDeviceGetPowerUsage", _POWER_LIMIT))
+        reasons = ctypes.c_ulonglong()
+        known = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle, ctypes.byref(reasons)) == _SUCCESS
+        return GpuState(
+            sm_clock_mhz=_number(nvml, "nvmlDeviceGetClockInfo", handle, _SM_CLOCK),
+            memory_clock_mhz=_number(nvml, "nvmlDeviceGetClockInfo", handle, _MEMORY_CLOCK),
+            power_w=None if power is None else power / 1000,
+            power_limit_w=None if limit is None else limit / 1000,
+            temperature_c=_number(nvml, "nvmlDeviceGetTemperature", handle, _CORE_SENSOR),
+            throttled=tuple(name for bit, name in _THROTTLING.items() if reasons.value & bit) if known else None,
+        )
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _number(nvml: ctypes.CDLL, question: str, handle: ctypes.c_void_p, *which: int) -> int | None:
+    answer = ctypes.c_uint()
+    status = getattr(nvml, question)(handle, *which, ctypes.byref(answer))
+    return answer.value if status == _SUCCESS else None

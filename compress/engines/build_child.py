@@ -11,13 +11,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import json
-import re
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,55 +23,20 @@ from typing import Any, TypeVar
 
 from onnx import ModelProto
 
+from compress.engines import builder_config
+from compress.engines.build_messages import BuildLog, build_error, parser_error
+from compress.engines.build_progress import ProgressFile, make_monitor
 from compress.engines.build_request import BuildAnswer, BuildFailure, BuildRequest
+from compress.engines.inspector import inspect_plan, layer_types
 from compress.engines.onnx_check import axis_names, check_quantization, compute_nodes, model_from_bytes
-from compress.engines.rtx_program import compute_capabilities, count_int8, operand_types
-from compress.engines.sidecar import Count, IoTensor, OperandTypes, OperationTypes, Profile, Sidecar
+from compress.engines.profiles import add_profiles
+from compress.engines.rtx_program import Operation, compute_capabilities, count_int8, operand_types
+from compress.engines.sidecar import Count, IoTensor, OperandTypes, OperationTypes, Precision, Profile, Sidecar
 from compress.errors import CompressError, ModelError, TryAgainError, UnavailableError, UsageError
 
 _Result = TypeVar("_Result")
 
 _PR_SET_PDEATHSIG = 1
-_MAX_LISTED = 10
-_KEPT = ("INTERNAL_ERROR", "ERROR", "WARNING")
-# Times and addresses differ from build to build.
-_VARYING = re.compile(r"0x[0-9a-fA-F]+|\b\d+(?:\.\d+)?(?:e-?\d+)? ?(?:ms|us|seconds|sec)\b")
-
-# The parser's whole explanation for these is the word "false".
-_QUANTIZED_OPERATORS = frozenset(
-    {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QLinearAdd", "QGemm"}
-)
-
-
-class BuildLog:
-    """Messages of the backend: kept here, and written to a file as they come.
-
-    Args:
-        path: one JSON object a line; what a crash leaves behind.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.messages: list[tuple[str, str]] = []
-        self._file = path.open("w", encoding="utf-8")
-
-    def add(self, severity: str, text: str) -> None:
-        """Keep one message; verbose ones are dropped."""
-        if severity == "VERBOSE":
-            return
-        self.messages.append((severity, text))
-        self._file.write(json.dumps({"severity": severity, "text": text}) + "\n")
-        self._file.flush()
-
-    def errors(self) -> list[str]:
-        """Texts of errors, oldest first."""
-        return [text for severity, text in self.messages if severity in _KEPT[:2]]
-
-    def summary(self) -> tuple[str, ...]:
-        """Warnings and errors, each once with its count, without what varies between builds."""
-        counts = Counter(
-            f"{severity}: {_VARYING.sub('…', text.strip())}" for severity, text in self.messages if severity in _KEPT
-        )
-        return tuple(text if count == 1 else f"{text} ({count} times)" for text, count in counts.items())
 
 
 class FreshArenas:
@@ -102,50 +65,121 @@ class Parsed:
     parser: Any
 
 
+@dataclass(frozen=True)
+class Built:
+    """What a build gave."""
+
+    plan: bytes
+    timings: bytes | None  # of kernels; None where the backend times nothing
+    profiles: tuple[Profile, ...]
+    portable: bool
+    capabilities: tuple[str, ...]
+
+
 def build(request: BuildRequest, log: BuildLog) -> Sidecar:
     """Parse, configure, build, write the plan.
 
     Raises:
         ModelError: the graph is invalid or unsupported.
-        UsageError: input name, batch or compute capability do not fit.
+        UsageError: input name, batch, precision or compute capability do not fit, or the backend has no such setting.
         UnavailableError: the backend does not start here.
         TryAgainError: the disk is full.
     """
-    data = request.onnx_path.read_bytes()
-    model = model_from_bytes(data)
+    source = request.onnx_path.read_bytes()
+    model = model_from_bytes(source)
     check_quantization(model)
+    precision = choose_precision(model, request.precision)
+    data, model = _converted(source, model, precision)
     trt = import_module(request.backend)
     logger = _make_logger(trt, log)
     arenas = FreshArenas()
     parsed = arenas.run(lambda: _parsed(trt, logger, data, log))
-    builder, network = parsed.builder, parsed.network
-    config = builder.create_builder_config()
-    _configure(trt, config, request, log)
-    profiles = _add_profile(builder, config, network, request)
-    plan = arenas.run(lambda: builder.build_serialized_network(network, config))
-    if plan is None:
-        raise _build_error(request.backend, log)
-    plan_bytes = bytes(plan)
-    _write(request.plan_path, plan_bytes)
-    tensors = axis_names(model)
+    built = _built(trt, parsed, request, log, arenas)
+    _write(request.plan_path, built.plan)
+    if built.timings is not None:
+        _write(request.cache_path, built.timings)
+    network, tensors = parsed.network, axis_names(model)
+    operations = _operations(trt, logger, built.plan, model, log)
     return Sidecar(
         backend=request.backend,
         backend_version=trt.__version__,
-        portable=hasattr(config, "num_compute_capabilities") and not request.compute_capabilities,
-        compute_capabilities=request.compute_capabilities or compute_capabilities(plan_bytes) or _own_capability(),
+        portable=built.portable,
+        compute_capabilities=request.compute_capabilities or compute_capabilities(built.plan) or _own_capability(),
         workspace_bytes=request.workspace_bytes,
-        profiles=profiles,
+        profiles=built.profiles,
         io=(
             *(_io(trt, network.get_input(i), "input", tensors) for i in range(network.num_inputs)),
             *(_io(trt, network.get_output(i), "output", tensors) for i in range(network.num_outputs)),
         ),
         layers=network.num_layers,
-        onnx_sha256=hashlib.sha256(data).hexdigest(),
-        plan_sha256=hashlib.sha256(plan_bytes).hexdigest(),
-        plan_bytes=len(plan_bytes),
-        operand_types=_operand_types(plan_bytes, model) if request.backend == "tensorrt_rtx" else None,
+        onnx_sha256=_sha256(source),
+        plan_sha256=_sha256(built.plan),
+        plan_bytes=len(built.plan),
+        operand_types=None if operations is None else _operand_types(operations, model),
         messages=log.summary(),
+        precision=precision,
+        hardware_compatibility=request.hardware_compatibility,
+        version_compatible=request.version_compatible,
+        capabilities=built.capabilities,
+        timing_cache_sha256=None if built.timings is None else _sha256(built.timings),
     )
+
+
+def _built(trt: Any, parsed: Parsed, request: BuildRequest, log: BuildLog, arenas: FreshArenas) -> Built:
+    builder, network = parsed.builder, parsed.network
+    config = builder.create_builder_config()
+    builder_config.configure(trt, config, request, log)
+    profiles = add_profiles(builder, config, network, request)
+    cache = builder_config.start_timing_cache(trt, config, request)
+    here = builder_config.capabilities(trt, config)
+    with closing(ProgressFile(request.progress_path)) as progress:
+        if "progress" in here:
+            config.progress_monitor = make_monitor(trt, progress)
+        plan = arenas.run(lambda: builder.build_serialized_network(network, config))
+    if plan is None:
+        raise build_error(request.backend, log)
+    return Built(
+        plan=bytes(plan),
+        timings=None if cache is None else builder_config.timing_cache_bytes(config),
+        profiles=profiles,
+        portable="compute_capabilities" in here and not request.compute_capabilities,
+        capabilities=here,
+    )
+
+
+def choose_precision(model: ModelProto, wanted: Precision | None) -> Precision:
+    """What the engine computes in: the graph decides over int8, the request over the rest.
+
+    Raises:
+        UsageError: int8 of a float graph, or a float engine of a quantized one.
+    """
+    from compress.onnx_graph.half import is_quantized
+
+    quantized = is_quantized(model)
+    if wanted is None:
+        return "int8" if quantized else "fp32"
+    if quantized and not wanted.startswith("int8"):
+        raise UsageError(
+            f"The model is quantized, so it cannot be built as {wanted}: expected int8 or int8+fp16",
+            hint="build from the float model that it was quantized from",
+        )
+    if not quantized and wanted.startswith("int8"):
+        raise UsageError(
+            f"The model is not quantized, so it cannot be built as {wanted}: expected fp32 or fp16",
+            hint="quantize it first: a `calibrate` step",
+        )
+    return wanted
+
+
+def _converted(source: bytes, model: ModelProto, precision: Precision) -> tuple[bytes, ModelProto]:
+    """The graph that is built; the file's own bytes where nothing is converted, so that its plan stays the same."""
+    if not precision.endswith("fp16"):
+        return source, model
+    from compress.onnx_graph.half import to_half
+
+    half = to_half(model)
+    data = half.SerializeToString(deterministic=True)
+    return data, model_from_bytes(data)
 
 
 def _parsed(trt: Any, logger: Any, data: bytes, log: BuildLog) -> Parsed:
@@ -154,7 +188,7 @@ def _parsed(trt: Any, logger: Any, data: bytes, log: BuildLog) -> Parsed:
     network = builder.create_network(1 << int(flag) if flag is not None else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(data):
-        raise _parser_error(parser)
+        raise parser_error(parser)
     if network.num_layers == 0 or network.num_outputs == 0:
         raise ModelError(f"The parser found {network.num_layers} layers and {network.num_outputs} outputs in the model")
     return Parsed(builder, network, parser)
@@ -179,91 +213,6 @@ def _started(make: Any, what: str, log: BuildLog) -> Any:
     return made
 
 
-def _parser_error(parser: Any) -> ModelError:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    lines = [_explained(error.node_name(), error.node_operator(), error.desc(), error.code()) for error in errors]
-    shown = "".join(f"\n  {line}" for line in lines[:_MAX_LISTED])
-    if len(lines) > _MAX_LISTED:
-        shown += f"\n  and {len(lines) - _MAX_LISTED} more"
-    return ModelError(
-        f"The TensorRT parser refuses {len(lines)} nodes of the ONNX model:{shown or ' it gives no reason'}",
-        hint="replace these operators in the model, then export it again",
-    )
-
-
-def _explained(name: str, operator: str, text: str, code: Any) -> str:
-    # "Invalid Node - name" repeats what is known; the lines after it have the reason.
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Invalid Node - ")]
-    reason = lines[0] if lines else ""
-    if operator in _QUANTIZED_OPERATORS:
-        reason = "not supported; int8 is spelled with QuantizeLinear and DequantizeLinear around float operators"
-    elif "Plugin not found" in reason:
-        reason = "unknown operator"
-    elif reason.lower() in ("", "false"):
-        reason = f"not supported (the parser says no more than {getattr(code, 'name', code)})"
-    return f"{name or 'the model'} ({operator or 'no operator'}): {reason}"
-
-
-def _configure(trt: Any, config: Any, request: BuildRequest, log: BuildLog) -> None:
-    if hasattr(config, "profiling_verbosity"):
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # keeps the names of layers in the plan
-    if request.workspace_bytes is not None:
-        # Beyond what there is, the limit means nothing, and near 2**63 it trips an internal assertion.
-        limit = config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)
-        if request.workspace_bytes > limit:
-            log.add("WARNING", f"workspace limit lowered from {request.workspace_bytes} to {limit} bytes")
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, min(request.workspace_bytes, limit))
-    if not request.compute_capabilities:
-        return
-    if not hasattr(config, "num_compute_capabilities"):
-        raise UsageError(
-            f"{request.backend} builds for the GPU of this machine only: leave the compute capabilities out"
-        )
-    known = {
-        f"{int(member) // 10}.{int(member) % 10}": member
-        for member in trt.ComputeCapability.__members__.values()
-        if int(member) >= 10  # the smaller ones say NONE and CURRENT
-    }
-    unknown = [name for name in request.compute_capabilities if name not in known]
-    if unknown:
-        raise UsageError(f"Unknown compute capability {', '.join(unknown)}: {request.backend} knows {', '.join(known)}")
-    config.num_compute_capabilities = len(request.compute_capabilities)
-    for index, name in enumerate(request.compute_capabilities):
-        if not config.set_compute_capability(known[name], index):
-            raise UsageError(f"{request.backend} refuses to build for {', '.join(request.compute_capabilities)}")
-
-
-def _add_profile(builder: Any, config: Any, network: Any, request: BuildRequest) -> tuple[Profile, ...]:
-    inputs = {network.get_input(i).name: tuple(network.get_input(i).shape) for i in range(network.num_inputs)}
-    if request.input_name not in inputs:
-        raise UsageError(f"The model has no input {request.input_name!r}: it has {', '.join(inputs)}")
-    # An unknown size is -1 here.
-    elsewhere = [
-        f"{name} axis {axis}" for name, shape in inputs.items() for axis, size in enumerate(shape) if axis and size < 0
-    ]
-    if elsewhere:
-        raise ModelError(f"Only the first axis may be dynamic; these are too: {', '.join(elsewhere)}")
-    fixed = inputs[request.input_name][0] if inputs[request.input_name] else 0
-    if fixed >= 0:
-        if request.batch != (fixed, fixed, fixed):
-            raise ModelError(
-                f"Input {request.input_name!r} has no dynamic batch: its shape is {inputs[request.input_name]}, "
-                f"and the engine is to take batches {request.batch[0]} to {request.batch[2]}",
-                hint="export the model with a dynamic first axis",
-            )
-        return ()
-    profile = builder.create_optimization_profile()
-    added: list[Profile] = []
-    for name, shape in inputs.items():
-        if shape and shape[0] < 0:
-            smallest, best, largest = ((size, *shape[1:]) for size in request.batch)
-            profile.set_shape(name, smallest, best, largest)
-            added.append(Profile(input=name, min=smallest, opt=best, max=largest))
-    if config.add_optimization_profile(profile) < 0:
-        raise ModelError(f"TensorRT refuses the optimization profile: {[entry.model_dump() for entry in added]}")
-    return tuple(added)
-
-
 def _io(trt: Any, tensor: Any, mode: Any, axes: dict[str, list[str]]) -> IoTensor:
     names = axes.get(tensor.name, [])
     shape = tuple(
@@ -277,8 +226,20 @@ def _io(trt: Any, tensor: Any, mode: Any, axes: dict[str, list[str]]) -> IoTenso
     return IoTensor(name=tensor.name, mode=mode, dtype=dtype, shape=shape)
 
 
-def _operand_types(plan: bytes, model: ModelProto) -> OperandTypes:
-    operations = operand_types(plan)
+def _operations(trt: Any, logger: Any, plan: bytes, model: ModelProto, log: BuildLog) -> list[Operation] | None:
+    """From the plan's own text where it has one, else from the inspector; None where neither can be read."""
+    if builder_config.compiles_at_run_time(trt):
+        return operand_types(plan)
+    text = inspect_plan(trt, logger, plan)
+    try:
+        return layer_types(text, compute_nodes(model))
+    except ValueError as error:
+        log.add("WARNING", f"the inspector's answer cannot be read: {error}")
+        return None
+
+
+def _operand_types(operations: Iterable[Operation], model: ModelProto) -> OperandTypes:
+    operations = list(operations)
     nodes = compute_nodes(model)
     counts = count_int8(operations, nodes)
     return OperandTypes(
@@ -299,20 +260,15 @@ def _operand_types(plan: bytes, model: ModelProto) -> OperandTypes:
     )
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _own_capability() -> tuple[str, ...]:
     from compress.nvml import query_machine
 
     capability = gpus[0].compute_capability if (gpus := query_machine().gpus) else None
     return (capability,) if capability else ()
-
-
-def _build_error(backend: str, log: BuildLog) -> CompressError:
-    errors = log.errors()[-_MAX_LISTED:]
-    text = "".join(f"\n  {line.strip()}" for line in errors) or " it gives no reason"
-    # On a machine without a GPU, parts that need one say so beside the true cause, so only the last error decides.
-    if errors and re.search(r"OutOfMemory|out of memory|OUT_OF_MEMORY", errors[-1]):
-        return UnavailableError(f"{backend} ran out of memory while building:{text}")
-    return ModelError(f"{backend} cannot build this model:{text}")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -335,7 +291,8 @@ def _die_with_parent() -> None:
 
 def _answer(request: BuildRequest) -> BuildAnswer:
     try:
-        return BuildAnswer(sidecar=build(request, BuildLog(request.log_path)))
+        with closing(BuildLog(request.log_path)) as log:
+            return BuildAnswer(sidecar=build(request, log))
     except CompressError as error:
         return BuildAnswer(failure=BuildFailure.from_error(error))
 

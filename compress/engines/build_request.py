@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from compress.engines.sidecar import Sidecar
+from compress.engines.sidecar import Precision, Sidecar
 from compress.errors import (
     ArtifactError,
     CompressError,
@@ -33,11 +33,17 @@ class BuildRequest(BaseModel):
     plan_path: Path
     answer_path: Path
     log_path: Path  # the backend's messages, a line each, written as they come: they outlive a native crash
+    progress_path: Path
+    cache_path: Path  # where the timings of this build go, if the backend times anything
     backend: str
-    batch: tuple[int, int, int]  # min, opt, max
+    batches: tuple[tuple[int, int, int], ...]  # min, opt, max of each optimization profile
     input_name: str
-    workspace_bytes: int | None
-    compute_capabilities: tuple[str, ...]  # e.g. 8.9; empty: the backend's default
+    precision: Precision | None = None  # None: what the graph says, int8 or fp32
+    workspace_bytes: int | None = None
+    compute_capabilities: tuple[str, ...] = ()  # e.g. 8.9; empty: the backend's default
+    hardware_compatibility: str | None = None
+    version_compatible: bool = False
+    timing_cache: Path | None = None  # of an earlier build
 
 
 class BuildFailure(BaseModel):

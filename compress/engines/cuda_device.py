@@ -33,6 +33,7 @@ class CudaDevice:
             device = cuda.Device(index)
             self.name: str = device.name()
             self.compute_capability = ".".join(str(part) for part in device.compute_capability())
+            self.pci_bus_id: str = device.pci_bus_id()
             self._context: Any = device.retain_primary_context()
             with self.current():
                 # Not the default stream: there TensorRT adds device-wide synchronizations to every run.
@@ -118,21 +119,16 @@ class TensorBuffer:
 
     def stage(self, array: np.ndarray) -> None:
         """Copy into pinned memory, from where `start_upload` takes it."""
-        self._view(array.shape)[...] = array
+        self.view(array.shape)[...] = array
 
     def start_upload(self, array: np.ndarray) -> None:
         """Copy what was staged to the device, on the stream; returns before that is done."""
         self._cuda.memcpy_htod_async(self.address, self._host[: array.nbytes], self._device.stream)
 
-    def start_download(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Copy to pinned memory on the stream.
-
-        Returns:
-            A view of pinned memory, to be read once the stream is synchronized and before the next run.
-        """
-        view = self._view(shape)
-        self._cuda.memcpy_dtoh_async(self._host[: view.nbytes], self.address, self._device.stream)
-        return view
+    def start_download(self, shape: tuple[int, ...]) -> None:
+        """Copy to pinned memory on the stream, from where `view` shows it once the stream is synchronized."""
+        size_bytes = math.prod(shape) * self._dtype.itemsize
+        self._cuda.memcpy_dtoh_async(self._host[:size_bytes], self.address, self._device.stream)
 
     def free(self) -> None:
         """Free both sides."""
@@ -141,6 +137,7 @@ class TensorBuffer:
             self._memory = None
             self._host = None  # PyCUDA unpins it with the array
 
-    def _view(self, shape: tuple[int, ...]) -> np.ndarray:
+    def view(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Pinned memory as an array of that shape; good until the next run."""
         size_bytes = math.prod(shape) * self._dtype.itemsize
         return self._host[:size_bytes].view(self._dtype).reshape(shape)

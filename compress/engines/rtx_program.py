@@ -33,6 +33,11 @@ _TENSOR = re.compile(rb'\n  (?:sub_)?tensor=\{[^\n]*? name="([^"\n]+)"[^\n]* typ
 _OPERATION = re.compile(
     rb"\n  (" + "|".join(_KINDS).encode() + rb')=\{ name="([^"\n]+)" output=\{([^}\n]*)\} input=\{([^}\n]*)\}([^\n]*)'
 )
+# Attention that was fused into one kernel: both its products take int8 where queries, keys and values are int8.
+_ATTENTION = re.compile(
+    rb"\n  function=\{ name=(_gemm_mha\w*) [^\n]*?\binput_args=\{([^}\n]*)\}[^\n]*?\boutput_args=\{([^}\n]*)\}([^\n]*)"
+)
+_ATTENTION_FACTORS = 3
 _LAYERS = re.compile(rb' layers="([^"\n]*)"')
 _LAYER = re.compile(r"\[ONNX Layer: (.*)\]", re.DOTALL)
 _LAYER_SEPARATOR = "\x1f"
@@ -58,8 +63,9 @@ class Operation:
 
     @property
     def int8(self) -> bool:
-        """Both factors are int8, so the products are formed in integers."""
-        return self.inputs[:2] == ("int8", "int8")
+        """All factors are int8, so the products are formed in integers."""
+        factors = _ATTENTION_FACTORS if self.operation.startswith("_gemm_mha") else 2
+        return self.inputs[:factors] == ("int8",) * factors
 
 
 @dataclass(frozen=True)
@@ -88,19 +94,31 @@ def operand_types(plan: bytes) -> list[Operation]:
     for start, end in zip(starts, [*starts, len(plan)][1:], strict=True):
         types = {match[1]: match[2].decode() for match in _TENSOR.finditer(plan, start, end)}
         for match in _OPERATION.finditer(plan, start, end):
-            layers = _LAYERS.search(match[5])
-            parts = layers[1].decode("utf-8", "replace").split(_LAYER_SEPARATOR) if layers else []
             found.append(
                 Operation(
                     kind=_KINDS[match[1].decode()],
                     operation=match[1].decode(),
                     name=match[2].decode("utf-8", "replace"),
-                    layers=tuple(part[1] for part in map(_LAYER.fullmatch, parts) if part),
-                    inputs=tuple(types.get(name, "?") for name in _QUOTED.findall(match[4])),
-                    outputs=tuple(types.get(name, "?") for name in _QUOTED.findall(match[3])),
+                    layers=_layers(match[5]),
+                    inputs=_types(match[4], types),
+                    outputs=_types(match[3], types),
                 )
             )
+        for match in _ATTENTION.finditer(plan, start, end):
+            name = match[1].decode()
+            inputs, outputs = _types(match[2], types), _types(match[3], types)
+            found.append(Operation(GEMM, name, name, _layers(match[4]), inputs, outputs))
     return found
+
+
+def _layers(text: bytes) -> tuple[str, ...]:
+    layers = _LAYERS.search(text)
+    parts = layers[1].decode("utf-8", "replace").split(_LAYER_SEPARATOR) if layers else []
+    return tuple(part[1] for part in map(_LAYER.fullmatch, parts) if part)
+
+
+def _types(names: bytes, types: Mapping[bytes, str]) -> tuple[str, ...]:
+    return tuple(types.get(name, "?") for name in _QUOTED.findall(names))
 
 
 def count_int8(operations: Iterable[Operation], nodes: Mapping[str, Kind]) -> OperandCounts:

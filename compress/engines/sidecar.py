@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from compress.engines.rtx_program import Kind
 from compress.errors import ArtifactError
 
 SCHEMA_VERSION = 1
+Precision = Literal["fp32", "fp16", "int8", "int8+fp16"]
 
 
 class _Entry(BaseModel):
@@ -35,6 +37,7 @@ class Profile(_Entry):
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
+    index: int = 0  # of the optimization profile; inputs of one share it
 
 
 class OperationTypes(_Entry):
@@ -55,7 +58,7 @@ class Count(_Entry):
 
 
 class OperandTypes(_Entry):
-    """Evidence from the engine's undocumented program text: advisory."""
+    """Evidence from the engine itself, in words that its maker does not promise to keep: advisory."""
 
     convolutions: Count
     gemms: Count
@@ -81,11 +84,69 @@ class Sidecar(_Entry):
     plan_bytes: int
     operand_types: OperandTypes | None  # None where the backend's engines cannot be read
     messages: tuple[str, ...]  # warnings and errors of a build that succeeded
+    precision: Precision | None = None  # int8 where the graph is quantized; fp16 says that the rest was converted
+    hardware_compatibility: str | None = None  # level that was asked for, e.g. ampere_plus
+    version_compatible: bool = False  # later versions of the backend may run it too
+    capabilities: tuple[str, ...] = ()  # what the builder could have been asked for
+    timing_cache_sha256: str | None = None  # of the file beside the plan; None where the backend times nothing
+    runtime_cache_sha256: str | None = None  # likewise; None where nothing was compiled ahead of the first run
 
 
 def sidecar_path(plan_path: Path) -> Path:
     """Where the sidecar of a plan lies: beside it, `model.plan` -> `model.json`."""
     return plan_path.with_suffix(".json")
+
+
+def timing_cache_path(plan_path: Path) -> Path:
+    """Where the timings of a plan's build lie: `model.plan` -> `model.timing_cache`."""
+    return plan_path.with_suffix(".timing_cache")
+
+
+def runtime_cache_path(plan_path: Path) -> Path:
+    """Where what was compiled for a GPU lies: `model.plan` -> `model.runtime_cache`."""
+    return plan_path.with_suffix(".runtime_cache")
+
+
+def find_plan(folder: Path, compute_capability: str | None = None) -> Path:
+    """The plan of a folder that fits a GPU.
+
+    Args:
+        folder: with `model.plan`, or one `model-<compute capability>.plan` for each GPU that was built for.
+        compute_capability: e.g. 8.9; None where there is no GPU.
+
+    Returns:
+        The plan for all, the one for this GPU, or else the first: a session then says why it does not fit.
+    """
+    named = folder / f"model-{compute_capability}.plan"
+    whole = folder / "model.plan"
+    if whole.is_file():
+        return whole
+    return named if named.is_file() else min(folder.glob("model-*.plan"), default=whole)
+
+
+def batch_ranges(profiles: Iterable[Profile]) -> dict[int, tuple[int, int]]:
+    """Profile's index -> smallest and largest batch that all its inputs take; empty for a fixed batch."""
+    ranges: dict[int, tuple[int, int]] = {}
+    for profile in profiles:
+        low, high = ranges.get(profile.index, (1, profile.max[0]))
+        ranges[profile.index] = (max(low, profile.min[0]), min(high, profile.max[0]))
+    return ranges
+
+
+def choose_profile(profiles: Iterable[Profile], batches: Mapping[str, int]) -> int | None:
+    """Index of the narrowest profile that holds the batches, the first of equals; None where none does.
+
+    Args:
+        profiles: of the engine.
+        batches: input -> its batch, of every input that a profile limits.
+    """
+    profiles = list(profiles)
+    holding = [
+        (high - low, index)
+        for index, (low, high) in batch_ranges(profiles).items()
+        if all(low <= batches[profile.input] <= high for profile in profiles if profile.index == index)
+    ]
+    return min(holding)[1] if holding else None
 
 
 def write_sidecar(sidecar: Sidecar, path: Path) -> None:
@@ -136,3 +197,29 @@ def read_plan(path: Path, sidecar: Sidecar) -> bytes:
             hint="copy it again, or build the engine again",
         )
     return plan
+
+
+def read_runtime_cache(plan_path: Path, sidecar: Sidecar) -> bytes | None:
+    """Read what was compiled for a GPU beside a plan; None where the sidecar knows of nothing.
+
+    It is native code like the plan: only the recorded bytes are let in.
+
+    Raises:
+        ArtifactError: missing, or not the bytes that the sidecar describes.
+    """
+    if sidecar.runtime_cache_sha256 is None:
+        return None
+    path = runtime_cache_path(plan_path)
+    try:
+        cache = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"The engine's runtime cache is missing: {path.name}", where=str(path), hint="build the engine again"
+        ) from error
+    if hashlib.sha256(cache).hexdigest() != sidecar.runtime_cache_sha256:
+        raise ArtifactError(
+            f"The runtime cache is not the one that was made: {len(cache)} bytes with another SHA-256",
+            where=str(path),
+            hint="copy it again, or build the engine again",
+        )
+    return cache

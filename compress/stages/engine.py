@@ -1,15 +1,29 @@
-"""`engine`: an ONNX file becomes a TensorRT plan with a sidecar that says what is in it."""
+"""`engine`: an ONNX file becomes TensorRT plans, each with a sidecar that says what is in it."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from compress.artifacts.manifest import Engine, Metric, OnnxModel, QuantizedOnnx
-from compress.log import get_logger
+from compress.errors import UnavailableError
+from compress.log import get_logger, progress
 from compress.pipeline.machine import FACTS
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
 from compress.stages.contract import INPUT
+
+_KINDS = ("convolutions", "gemms")
+
+
+def _as_text(value: Any) -> Any:
+    # YAML reads 8.6 as a number.
+    return str(value) if isinstance(value, float) else value
+
+
+Target = Annotated[str, BeforeValidator(_as_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})]
 
 
 class BatchRange(StageConfig):
@@ -27,18 +41,50 @@ class BatchRange(StageConfig):
 
 
 class EngineConfig(StageConfig):
-    """Which builder, and for which batch sizes."""
+    """Which builder, for which batch sizes, in which precision and for which GPUs."""
 
     backend: Literal["tensorrt_rtx", "tensorrt"] = "tensorrt_rtx"
-    batch: BatchRange = BatchRange()
-    target: str = Field(
+    batch: BatchRange | tuple[BatchRange, ...] = Field(
+        default=BatchRange(), description="one range, or several: an optimization profile of each"
+    )
+    precision: Literal["auto", "fp32", "fp16", "int8", "int8+fp16"] = Field(
+        default="auto",
+        description="fp32 or fp16 of a float model, int8 or int8+fp16 (what is not quantized in 16 bits) of a "
+        "quantized one; auto: int8 or fp32, as the model is",
+    )
+    target: Target = Field(
         default="auto",
         description="compute capability of the GPU, e.g. 8.9; auto: portable for tensorrt_rtx, this GPU for tensorrt",
     )
-    timeout_s: float = Field(default=900, gt=0, description="of the build, seconds")
+    targets: tuple[Target, ...] = Field(
+        default=(), description="several compute capabilities instead: a plan of each, built side by side"
+    )
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
+        default="none", description="other GPUs that may run the engine too (tensorrt)"
+    )
+    version_compatible: bool = Field(default=False, description="later versions of the backend may run the engine too")
+    timing_cache: str | None = Field(
+        default=None, description="file of an earlier build for the same GPU and version (tensorrt)"
+    )
+    runtime_cache: str = Field(
+        default="none",
+        pattern="^(none|here.*)$",
+        description="here: compile the engine for this machine's GPU already now (tensorrt_rtx)",
+    )
+    timeout_s: float = Field(default=900, gt=0, description="of each build, seconds")
     workspace_bytes: int | None = Field(
         default=None, gt=0, description="scratch memory of the builder; None: its default"
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> "EngineConfig":
+        if self.targets and self.target != "auto":
+            raise ValueError("expected target or targets, got both")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets names one twice: {', '.join(self.targets)}")
+        if isinstance(self.batch, tuple) and not self.batch:
+            raise ValueError("batch is an empty list, expected at least one range")
+        return self
 
 
 @dataclass(frozen=True)
@@ -49,8 +95,25 @@ class EngineInputs:
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
-    """Say which GPUs the plan is for: it cannot be told apart from another one by its other settings."""
-    return config.model_copy(update={"target": _default_target(config)}) if config.target == "auto" else config
+    """Say which GPUs the plan is for: it cannot be told apart from another one by its other settings.
+
+    Raises:
+        UnavailableError: it is to be compiled for a GPU of this machine, and there is none.
+    """
+    update: dict[str, Any] = {}
+    if config.target == "auto" and not config.targets:
+        update["target"] = _default_target(config)
+    if config.runtime_cache == "here":
+        gpu = FACTS["gpu"]()
+        if gpu is None:
+            raise UnavailableError("runtime_cache: here needs a GPU, and there is none", hint="leave runtime_cache out")
+        update["runtime_cache"] = f"here: {gpu}, driver {FACTS['driver']()}"
+    return config.model_copy(update=update) if update else config
+
+
+def sources(config: EngineConfig, base: Path) -> Sequence[Path]:
+    """The timings of an earlier build: they choose kernels."""
+    return [base / config.timing_cache] if config.timing_cache else []
 
 
 def _default_target(config: EngineConfig) -> str:
@@ -62,55 +125,110 @@ def _float_layers(model: OnnxModel | QuantizedOnnx) -> tuple[str, ...]:
 
 
 def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Metrics:
-    """Lint, build in a child process, write plan and sidecar."""
-    from compress.engines.tensorrt_builder import build_engine
+    """Lint, build each plan in a child process, write plans and sidecars."""
     from compress.onnx_graph.lint import raise_on_errors
     from compress.onnx_graph.loading import load_onnx
 
-    onnx_path, plan_path = inputs.model.path / "model.onnx", workspace.path / "model.plan"
+    onnx_path = inputs.model.path / "model.onnx"
     raise_on_errors(load_onnx(onnx_path), target="tensorrt")
-    sidecar = build_engine(
-        onnx_path,
-        plan_path,
-        backend=config.backend,
-        batch=(config.batch.min, config.batch.opt, config.batch.max),
-        input_name=INPUT,
-        timeout_s=config.timeout_s,
-        workspace_bytes=config.workspace_bytes,
-        compute_capabilities=() if config.target == _default_target(config) else (config.target,),
-    )
+    capabilities = () if config.target in ("auto", _default_target(config)) else (config.target,)
+    plans = {workspace.path / f"model-{target}.plan": (target,) for target in config.targets} or {
+        workspace.path / "model.plan": capabilities
+    }
+    sidecars = _build_all(config, onnx_path, plans, workspace.base)
     workspace.tensors = inputs.model.manifest.tensors
     workspace.quantization = inputs.model.manifest.quantization
-    metrics = [Metric(name="size", value=plan_path.stat().st_size, unit="bytes")]
-    operands = sidecar["operand_types"]
-    if operands is None:
+    metrics = [Metric(name="size", value=sum(plan.stat().st_size for plan in plans), unit="bytes")]
+    told = [sidecar for sidecar in sidecars.values() if sidecar["operand_types"] is not None]
+    if not told:
         workspace.notes.append(f"{config.backend} plans do not tell their operand types without a GPU")
         return metrics
-    floats = sorted(set(operands["float_nodes"]) - set(_float_layers(inputs.model)))
-    if isinstance(inputs.model, QuantizedOnnx) and floats:
-        get_logger(__name__).warning("%s: quantized layers that run in float: %s", workspace.step, ", ".join(floats))
-        workspace.notes.append(f"quantized layers that run in float: {', '.join(floats)}")
-    for kind in ("convolutions", "gemms"):
+    for plan, sidecar in sidecars.items():
+        _note(f"{plan.stem.partition('-')[2]}: " if config.targets else "", sidecar, inputs.model, workspace)
+    return _operand_metrics(min(told, key=_int8_share)["operand_types"], metrics)
+
+
+def _build_all(
+    config: EngineConfig, onnx_path: Path, plans: dict[Path, tuple[str, ...]], base: Path
+) -> dict[Path, dict[str, Any]]:
+    """Build every plan in a child process of its own, side by side; the first error ends the step."""
+    from compress.engines.runtime_cache import write_runtime_cache
+    from compress.engines.tensorrt_builder import build_engine
+
+    ranges = config.batch if isinstance(config.batch, tuple) else (config.batch,)
+
+    def build(plan: Path) -> dict[str, Any]:
+        sidecar = build_engine(
+            onnx_path,
+            plan,
+            backend=config.backend,
+            batch=[(batch.min, batch.opt, batch.max) for batch in ranges],
+            input_name=INPUT,
+            precision=None if config.precision == "auto" else config.precision,
+            timeout_s=config.timeout_s,
+            workspace_bytes=config.workspace_bytes,
+            compute_capabilities=plans[plan],
+            hardware_compatibility=None if config.hardware_compatibility == "none" else config.hardware_compatibility,
+            version_compatible=config.version_compatible,
+            timing_cache=base / config.timing_cache if config.timing_cache else None,
+        )
+        if config.runtime_cache != "none":
+            write_runtime_cache(plan)
+        return sidecar
+
+    if len(plans) == 1:
+        return {plan: build(plan) for plan in plans}
+    with progress("engines", len(plans), "plans") as bar, ThreadPoolExecutor(max_workers=len(plans)) as pool:
+        building = {plan: pool.submit(build, plan) for plan in plans}
+        built: dict[Path, dict[str, Any]] = {}
+        for plan, future in building.items():
+            built[plan] = future.result()
+            bar.advance()
+        return built
+
+
+def _note(prefix: str, sidecar: dict[str, Any], model: OnnxModel | QuantizedOnnx, workspace: Workspace) -> None:
+    operands = sidecar["operand_types"]
+    if operands is None:
+        return
+    floats = sorted(set(operands["float_nodes"]) - set(_float_layers(model)))
+    if isinstance(model, QuantizedOnnx) and floats:
+        text = f"{prefix}quantized layers that run in float: {', '.join(floats)}"
+        get_logger(__name__).warning("%s: %s", workspace.step, text)
+        workspace.notes.append(text)
+    for kind in _KINDS:
         int8, total = operands[kind]["int8"], operands[kind]["total"]
-        workspace.notes.append(f"{int8} of {total} {kind} have int8 operands")
+        workspace.notes.append(f"{prefix}{int8} of {total} {kind} have int8 operands")
+    if sidecar["precision"].endswith("fp16"):
+        workspace.notes.append(f"{prefix}what is not int8 computes in 16 bits, sums and exponentials in 32")
+
+
+def _int8_share(sidecar: dict[str, Any]) -> float:
+    kinds = [sidecar["operand_types"][kind] for kind in _KINDS]
+    return sum(kind["int8"] for kind in kinds) / max(1, sum(kind["total"] for kind in kinds))
+
+
+def _operand_metrics(operands: dict[str, Any], metrics: list[Metric]) -> list[Metric]:
+    """Counts of one plan; of several the one with the fewest int8 layers."""
+    for kind in _KINDS:
         metrics += [
-            Metric(name=f"int8_{kind}", value=int8, unit=kind),
-            Metric(name=kind, value=total, unit=kind),
+            Metric(name=f"int8_{kind}", value=operands[kind]["int8"], unit=kind),
+            Metric(name=kind, value=operands[kind]["total"], unit=kind),
         ]
-    kinds = [operands[kind] for kind in ("convolutions", "gemms")]
-    if total := sum(kind["total"] for kind in kinds):
-        share = sum(kind["int8"] for kind in kinds) / total
+    if total := sum(operands[kind]["total"] for kind in _KINDS):
+        share = sum(operands[kind]["int8"] for kind in _KINDS) / total
         metrics.insert(0, Metric(name="int8_operands", value=share, unit="fraction", n=total))
     return metrics
 
 
 ENGINE = Stage(
     name="engine",
-    version=1,
+    version=2,
     config=EngineConfig,
     inputs=EngineInputs,
     output=Engine,
     libraries=("onnx", "tensorrt-rtx-cu13", "tensorrt"),
     run=run,
     resolve=resolve,
+    sources=sources,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from compress.artifacts.manifest import Artifact, Checkpoint, Engine, OnnxModel, QuantizedOnnx
 from compress.errors import UnavailableError
 from compress.log import progress
+from compress.pipeline.machine import FACTS
 from compress.stages.contract import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ EVALUATION_BATCH = 250
 class Runnable:
     """One variant's session, or the reason for having none.
 
-    `label` says what runs it and where; `smallest` and `largest` are the batch sizes that it takes, in samples.
+    `label` says what runs it and where; `smallest` and `largest` are the batch sizes that it takes, in samples, and
+    `ranges` says it of each profile of an engine that has several, with gaps between them.
     """
 
     artifact: Artifact
@@ -32,10 +34,16 @@ class Runnable:
     reason: str | None = None
     smallest: int = 1
     largest: int | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
 
     def takes(self, batch: int) -> bool:
         """Whether it runs here, and with that batch size."""
-        return self.session is not None and self.smallest <= batch <= (self.largest or batch)
+        return self.session is not None and self._filled(batch) == batch
+
+    def _filled(self, batch: int) -> int | None:
+        """The smallest batch that it takes and that holds this one; None where none does."""
+        ranges = self.ranges or ((self.smallest, self.largest or max(batch, self.smallest)),)
+        return min((max(batch, low) for low, high in ranges if batch <= high), default=None)
 
     def logits(self, images: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Run all images, (n, channels, height, width) in [0, 1], in batches; returns (n, classes)."""
@@ -47,8 +55,8 @@ class Runnable:
         with progress(f"{self.artifact.step}: test images", len(images), "images") as bar:
             for start in range(0, len(images), size):
                 chunk = images[start : start + size]
-                # A last batch below the engine's smallest one is filled up, and the filling's answers are dropped.
-                fed = np.resize(chunk, (max(len(chunk), self.smallest), *chunk.shape[1:]))
+                # A last batch that no profile takes is filled up, and the filling's answers are dropped.
+                fed = np.resize(chunk, (self._filled(len(chunk)) or len(chunk), *chunk.shape[1:]))
                 parts.append(self.session.run({INPUT: fed})[OUTPUT][: len(chunk)])
                 bar.advance(len(chunk))
         return np.concatenate(parts)
@@ -73,14 +81,19 @@ def runnable_from_artifact(artifact: Artifact, base: Path, *, device: str, threa
         return Runnable(artifact, file, label, OnnxRuntimeSession.load(file, threads=threads, optimized=not signed))
     assert isinstance(artifact, Engine), artifact
     from compress.engines.availability import why_not
+    from compress.engines.sidecar import find_plan
     from compress.engines.tensorrt_session import TensorRTSession
 
-    file, backend = artifact.path / "model.plan", artifact.manifest.config["backend"]
+    backend = artifact.manifest.config["backend"]
+    file = find_plan(artifact.path, FACTS["compute_capability"]())
     if reason := why_not(backend):
         return Runnable(artifact, file, f"{backend} cuda", None, reason)
     batch = artifact.manifest.config["batch"]
+    wanted = [batch] if isinstance(batch, dict) else batch
+    ranges = tuple((entry["min"], entry["max"]) for entry in wanted)
+    smallest, largest = min(low for low, _ in ranges), max(high for _, high in ranges)
     try:
         session = TensorRTSession.load(file)
-        return Runnable(artifact, file, f"{backend} cuda", session, smallest=batch["min"], largest=batch["max"])
+        return Runnable(artifact, file, f"{backend} cuda", session, smallest=smallest, largest=largest, ranges=ranges)
     except UnavailableError as error:
         return Runnable(artifact, file, f"{backend} cuda", None, error.message)

@@ -24,7 +24,7 @@ def signed(tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "float.onnx"
     export_onnx(Normalized(net, (0.3,), (0.35,)).eval(), torch.zeros(2, 1, 8, 8), path)
     images = np.random.default_rng(0).random((128, 1, 8, 8), dtype=np.float32)
-    return path, quantize_onnx(load_onnx(path), iter([images]), "entropy").signed
+    return path, quantize_onnx(load_onnx(path), iter([images])).signed
 
 
 def counts(model, folder) -> tuple[int, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -96,6 +99,46 @@ def make_net(
     return model
 
 
+def beside(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # the folder is on no path, and one of them imports another
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Installs a stand-in for TensorRT of some version; returns it."""
+
+    def install(version: str, *, name: str = "tensorrt", **options: Any) -> Any:
+        beside("fake_runtime")
+        trt = beside("fake_tensorrt").make_tensorrt(version, **options)
+        monkeypatch.setitem(sys.modules, name, trt)
+        return trt
+
+    return install
+
+
+@pytest.fixture
+def pycuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
+    """Installs a stand-in for PyCUDA and the driver's library; returns both."""
+
+    def install(*, fails: str = "", **options: Any) -> tuple[Any, Any]:
+        fakes = beside("fake_pycuda")
+        package, cuda = fakes.make_pycuda(**options)
+        monkeypatch.setitem(sys.modules, "pycuda", package)
+        monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
+        driver = fakes.FakeDriver(cuda, fails)
+        monkeypatch.setattr("compress.engines.cuda_graph.load_driver", lambda: driver)
+        return cuda, driver
+
+    return install
+
+
 @pytest.fixture(scope="session")
 def net() -> Callable[..., ModelProto]:
     return make_net
@@ -125,3 +168,13 @@ def onnx_file(tmp_path: Path) -> Callable[[ModelProto | bytes], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def build(onnx_file: Callable[[ModelProto | bytes], Path], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Builds an engine of a model, `model.plan`; returns the sidecar."""
+
+    def run(model: ModelProto | bytes, **options: Any) -> dict[str, Any]:
+        return build_engine(onnx_file(model), tmp_path / "model.plan", **options)
+
+    return run

@@ -88,3 +88,26 @@ def test_a_node_with_a_float_part_is_float():
 def test_unreadable_types_are_not_int8():
     assert not operation("a", "?", "?").int8
     assert not operation("a").int8
+
+
+@pytest.mark.parametrize(
+    ("types", "int8"),
+    [(("int8", "int8", "int8"), True), (("int8", "int8", "half"), False), (("half", "half", "half"), False)],
+)
+def test_fused_attention_is_int8_where_all_that_it_multiplies_is(types, int8):
+    tensors = b"".join(
+        b'\n  tensor={ alignment=32 name="%s" offset=0 type=%s }' % (name, dtype.encode())
+        for name, dtype in zip((b"q", b"k", b"v", b"n", b"y"), (*types, "int64", "int8"), strict=True)
+    )
+    plan = (
+        b"header {\n  version = 5\n}"
+        + tensors
+        + b'\n  function={ name=_gemm_mha_v2 fqn=_gemm_mha_v2_0x1 args={ "q" "k" "v" "n" "y" }'
+        + b' input_args={ "q" "k" "v" "n" } shape_args_count=5 output_args={ "y" }'
+        + b' kernel_kind=7 layers="[ONNX Layer: a]\x1f[ONNX Layer: softmax]\x1f[ONNX Layer: b]" swap_ab=false }\n'
+    )
+    (found,) = operand_types(plan)
+    assert found.layers == ("a", "softmax", "b")
+    counts = count_int8([found], {"a": GEMM, "b": GEMM})
+    assert (counts.gemms_int8, counts.gemms) == (2 if int8 else 0, 2)
+    assert counts.unseen_nodes == ()

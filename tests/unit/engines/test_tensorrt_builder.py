@@ -26,25 +26,17 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def build(onnx_file, tmp_path):
-    def run(model, **options):
-        return build_engine(onnx_file(model), tmp_path / "model.plan", **options)
-
-    return run
-
-
-@pytest.fixture
 def request_in(tmp_path):
     return BuildRequest(
         onnx_path=tmp_path / "model.onnx",
         plan_path=tmp_path / "plan",
         answer_path=tmp_path / "answer.json",
         log_path=tmp_path / "log.jsonl",
+        progress_path=tmp_path / "progress",
+        cache_path=tmp_path / "timing_cache",
         backend="tensorrt_rtx",
-        batch=(1, 1, 1),
+        batches=((1, 1, 1),),
         input_name="image",
-        workspace_bytes=None,
-        compute_capabilities=(),
     )
 
 
@@ -133,7 +125,7 @@ def test_the_sidecar_says_what_was_built(int8_engine):
     assert sidecar.portable
     assert sidecar.plan_bytes == int8_engine.stat().st_size
     assert [profile.model_dump() for profile in sidecar.profiles] == [
-        {"input": "image", "min": (1, 3, 8, 8), "opt": (8, 3, 8, 8), "max": (64, 3, 8, 8)}
+        {"input": "image", "min": (1, 3, 8, 8), "opt": (8, 3, 8, 8), "max": (64, 3, 8, 8), "index": 0}
     ]
     assert [(tensor.name, tensor.mode, tensor.dtype, tensor.shape) for tensor in sidecar.io] == [
         ("image", "input", "float32", ("batch", 3, 8, 8)),
@@ -141,6 +133,15 @@ def test_the_sidecar_says_what_was_built(int8_engine):
     ]
     assert sidecar.layers > 10
     assert sidecar.messages == ()
+    assert sidecar.precision == "int8"
+    assert sidecar.capabilities == (
+        "compute_capabilities",
+        "engine_validity",
+        "progress",
+        "runtime_cache",
+        "version_compatible",
+    )
+    assert sidecar.timing_cache_sha256 is None
 
 
 def test_another_folder_gives_the_same_bytes(int8_engine, tmp_path):
