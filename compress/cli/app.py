@@ -40,6 +40,9 @@ Gates = Annotated[
 ]
 Rehash = Annotated[bool, typer.Option("--rehash", help="Hash data files again, whatever their time stamps say.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, whole or absent.")]
+MaxMib = Annotated[
+    int, typer.Option(metavar="N", min=1, max=2048, help="Largest model, external data included, in MiB.")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: standard output.")]
 
 
@@ -60,6 +63,20 @@ class ReportFormat(StrEnum):
     JSON = "json"
     MD = "md"
     HTML = "html"
+
+
+class Device(StrEnum):
+    """Where a run is validated."""
+
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class LintTarget(StrEnum):
+    """Whose demands a linted file is held against."""
+
+    TENSORRT = "tensorrt"
+    ONNXRUNTIME = "onnxruntime"
 
 
 def _print_version(wanted: bool) -> None:
@@ -208,6 +225,27 @@ def compare(
 
 
 @app.command()
+def validate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, tag or RUN:STEP; finished.")],
+    device: Annotated[Device, typer.Option(help="cuda: its engines; cpu: its int8 ONNX files.")] = Device.CUDA,
+    step: Annotated[str | None, typer.Option(metavar="STEP", help="Which benchmark, if it has several.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: where the run found it; for its data and gates.")
+    ] = None,
+    overrides: Overrides = None,
+    gate: Gates = None,
+    store: StoreOption = None,
+    json: Json = False,
+) -> None:
+    """Measure a finished run's engine or int8 ONNX again on this machine, against the run's reference."""
+    from compress.cli.validating import ValidateOptions, validate_reference
+
+    log.configure(json=json)
+    options = ValidateOptions(device.value, step, recipe, overrides or [], gate or [], as_json=json)
+    _end(validate_reference(run, store, options))
+
+
+@app.command()
 def bench(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ONNX files and engines; first the base.")],
     inputs: Annotated[
@@ -229,6 +267,57 @@ def bench(
     log.configure(json=json)
     options = BenchOptions(inputs, batch, threads, budget, gate or [], informational, seed, as_json=json)
     _end(bench_files(files, options))
+
+
+@app.command("lint")
+def lint_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="From any exporter, float or quantized.")],
+    target: Annotated[LintTarget, typer.Option(help="Whose demands count.")] = LintTarget.TENSORRT,
+    max_mib: MaxMib = 2048,
+    json: Json = False,
+) -> None:
+    """Say what a builder would refuse in an ONNX file, or silently run in float; exit 5 where there is an error."""
+    from compress.cli.linting import lint_file
+
+    log.configure(json=json)
+    _end(lint_file(file, target.value, max_mib=max_mib, as_json=json))
+
+
+@app.command("quantize")
+def quantize_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="A float model from any exporter.")],
+    data: Annotated[
+        Path, typer.Option(metavar="FILE.npz", help="Calibration samples: arrays by input name; labels if known.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR|FILE.onnx", help="Default: NAME-int8/.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="minmax, moving_average, percentile, entropy or mse.")
+    ] = "entropy",
+    percentile: Annotated[float, typer.Option(metavar="P", help="Of |x|, for --method percentile.")] = 99.99,
+    weights: Annotated[str, typer.Option(metavar="METHOD", help="Range of weights: max or mse.")] = "max",
+    granularity: Annotated[
+        str, typer.Option(metavar="KIND", help="Scales of weights: per_channel or per_tensor.")
+    ] = "per_channel",
+    float_layer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Node or pattern left in float; repeatable.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use N, evenly spaced; default: all.")] = None,
+    value_range: Annotated[
+        str, typer.Option("--range", metavar="LOW,HIGH|any", help="What values the samples may have.")
+    ] = "0,1",
+    max_mib: MaxMib = 2048,
+    json: Json = False,
+) -> None:
+    """Quantize an ONNX file to int8: a file for TensorRT, its twin for ONNX Runtime, the scales."""
+    from compress.cli.quantizing import QuantizeOptions, quantize_file
+    from compress.quantization.settings import QuantizeSettings
+
+    log.configure(json=json)
+    left = tuple(float_layer or ())
+    settings = QuantizeSettings(method, percentile, weights, granularity, left)  # type: ignore[arg-type]
+    quantize_file(file, settings, QuantizeOptions(data, output, samples, value_range, max_mib, as_json=json))
 
 
 @app.command()

@@ -30,7 +30,7 @@ log = get_logger(__name__)
 _STATUS = {"done": "run"}
 _FILES: dict[type[Artifact], tuple[tuple[str, str], ...]] = {
     QuantizedOnnx: (("int8 ONNX for TensorRT", "model.onnx"), ("int8 ONNX for ONNX Runtime", "model.ort.onnx")),
-    Engine: (("engine", "model.plan"),),
+    Engine: (("engine", "model*.plan"),),  # one for all GPUs, or one for each
     Report: (("report", "report.json"),),
 }
 _ENDS = {
@@ -155,16 +155,21 @@ def run_recipe(
             print_document(run_document(store.read_run(printer.run), store))
         raise
     assert record.exit_code is not None, "a run that ended has an exit code"
-    try:
-        pages = write_pages(store, record)
-    except (TryAgainError, UsageError) as error:  # what the gates said stands all the same
-        log.warning("the report for browsers could not be written: %s", error)
-        pages = {}
+    pages = written_pages(store, record)
     if options.as_json:
         print_document(run_document(record, store, pages))
     else:
-        _print_outcome(record, store, printer.artifacts, pages, time.monotonic() - started, quiet=options.quiet)
+        print_outcome(record, store, printer.artifacts, pages, time.monotonic() - started, quiet=options.quiet)
     return record.exit_code
+
+
+def written_pages(store: Store, record: RunRecord) -> dict[str, Path]:
+    """Write the HTML pages of a run; where that fails there are none and a warning: the gates stand all the same."""
+    try:
+        return write_pages(store, record)
+    except (TryAgainError, UsageError) as error:
+        log.warning("the report for browsers could not be written: %s", error)
+        return {}
 
 
 def run_document(record: RunRecord, store: Store, pages: Mapping[str, Path] | None = None) -> dict[str, Any]:
@@ -195,7 +200,7 @@ def run_document(record: RunRecord, store: Store, pages: Mapping[str, Path] | No
     }
 
 
-def _print_outcome(
+def print_outcome(
     record: RunRecord,
     store: Store,
     artifacts: dict[str, Artifact],
@@ -204,6 +209,16 @@ def _print_outcome(
     *,
     quiet: bool,
 ) -> None:
+    """Print what a run ended with: reports, gates, files, and the last line.
+
+    Args:
+        record: of the run, which has ended.
+        store: where it is.
+        artifacts: by step, those to tell of.
+        pages: the HTML files that were written, by step.
+        seconds: how long it took.
+        quiet: no report, gates and the last lines only.
+    """
     verdicts = verdicts_of(record)
     if not quiet:
         for report in artifacts.values():
@@ -216,9 +231,10 @@ def _print_outcome(
         print()
         print_tables([gate_table(verdicts)])
     files = [
-        (f"  {step}", what, shown(artifact.path / name))
+        (f"  {step}", what, shown(path))
         for step, artifact in artifacts.items()
         for what, name in _FILES.get(type(artifact), ())
+        for path in sorted(artifact.path.glob(name))
     ]
     files += [(f"  {step}", "report for browsers", shown(path)) for step, path in pages.items()]
     if files:

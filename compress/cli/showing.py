@@ -15,6 +15,8 @@ from compress.cli.render import duration_text, metric_text, print_document, prin
 from compress.cli.reporting import load_report, report_text, verdicts_of
 from compress.report.tables import ABSENT, Table, gate_table, size_text
 
+PRECISION = "precision.json"
+
 
 def show_reference(reference: str, store_option: Path | None, *, as_json: bool) -> None:
     """Print a run record, or a manifest with what its kind has to say.
@@ -41,21 +43,66 @@ def show_reference(reference: str, store_option: Path | None, *, as_json: bool) 
         print_document({"path": str(found.path), "manifest": found.manifest.model_dump(mode="json"), **details})
         return
     print_tables([_manifest_table(found), *_manifest_tables(found.manifest)])
+    if "precision" in details:
+        print()
+        print_tables(precision_tables(details["precision"]))
     for file, summary in details.get("onnx", {}).items():
         print()
         print_tables(document_tables(file, summary))
-    if "engine" in details:
+    for file, sidecar in details.get("engines", {}).items():
         print()
-        print_tables(document_tables("model.json", details["engine"]))
+        print_tables(document_tables(file, sidecar))
     if isinstance(found, Report):
         print(f"\n{report_text(load_report(store, found), [])}")
+
+
+def precision_tables(document: Mapping[str, Any]) -> list[Table]:
+    """Which layers are in int8 and which in float, with the reason for each.
+
+    Args:
+        document: `precision.json`.
+    """
+    facts: dict[str, object] = {"mode": document["mode"], "work in int8": f"{100 * document['int8_macs']:.1f} %"}
+    if document["goal"] is not None:
+        facts |= {
+            "goal": document["goal"],
+            "reached": _scored(document["reached"]),
+            "all in int8": _scored(document["all_int8"]),
+            "judged on": f"{document['samples']} samples, which it was chosen on",
+            "cost": document["cost"],
+        }
+    rows = tuple(
+        (
+            layer["name"],
+            f"{100 * layer['macs_share']:.1f}",
+            _number(layer["alone"]["sqnr_db"], 1),
+            _number(layer["alone"]["loss_pp"], 2),
+            _number(layer["without"]["sqnr_db"], 1),
+            layer["decided"],
+            layer["why"],
+        )
+        for layer in document["layers"]
+    )
+    header = ("layer", "work %", "alone dB", "alone pp", "without dB", "decided", "why")
+    return [_facts("Precision", facts), Table("", header, rows, frozenset({1, 2, 3, 4}))]
+
+
+def _scored(score: Mapping[str, float | None]) -> str:
+    parts = [(score["loss_pp"], "pp of top-1 lost"), (score["sqnr_db"], "dB")]
+    return ", ".join(f"{value:.2f} {unit}" for value, unit in parts if value is not None)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return ABSENT if value is None else f"{value:.{digits}f}"
 
 
 def describe_payload(store: Store, artifact: Artifact) -> dict[str, Any]:
     """Return what lies in an artifact besides its manifest; its hashes are checked first.
 
     Returns:
-        `onnx`: file -> operators, inputs and outputs, Q/DQ coverage; `engine`: the sidecar; `report`: the document;
+        `onnx`: file -> operators, inputs and outputs, Q/DQ coverage, for int8 files the kernels that ONNX Runtime uses
+        on this CPU; `precision`: which layers are in int8, and why; `engines`: sidecars by file,
+        `engine` the one of a plan for all GPUs; `report`: the document;
         nothing for a checkpoint.
 
     Raises:
@@ -63,13 +110,22 @@ def describe_payload(store: Store, artifact: Artifact) -> dict[str, Any]:
     """
     store.verify(artifact)
     if isinstance(artifact, OnnxModel | QuantizedOnnx):
-        from compress.onnx_graph.inspect import summarize
+        from compress.onnx_graph.inspect import kernels, summarize
         from compress.onnx_graph.loading import load_onnx
 
         files = sorted(artifact.path.glob("*.onnx"))
-        return {"onnx": {file.name: summarize(load_onnx(file)) for file in files}}
+        summaries = {file.name: summarize(load_onnx(file)) for file in files}
+        if isinstance(artifact, QuantizedOnnx):
+            for file in files:
+                summaries[file.name]["onnxruntime_cpu"] = kernels(file)
+        details: dict[str, Any] = {"onnx": summaries}
+        if PRECISION in artifact.manifest.files:  # older artifacts have none
+            details["precision"] = json.loads((artifact.path / PRECISION).read_bytes())
+        return details
     if isinstance(artifact, Engine):
-        return {"engine": json.loads((artifact.path / "model.json").read_bytes())}
+        sidecars = {file.name: json.loads(file.read_bytes()) for file in sorted(artifact.path.glob("model*.json"))}
+        only = {"engine": sidecars["model.json"]} if "model.json" in sidecars else {}
+        return {**only, "engines": sidecars}
     if isinstance(artifact, Report):
         return {"report": load_report(store, artifact).model_dump(mode="json")}
     return {}

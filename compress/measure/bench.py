@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from compress.engines.availability import why_not
 from compress.engines.session import Arrays, TensorSpec
-from compress.engines.sidecar import Profile, read_plan, read_sidecar, sidecar_path
+from compress.engines.sidecar import Profile, batch_ranges, read_plan, read_sidecar, sidecar_path
 from compress.errors import DataError, ModelError, NotComparableError, UnavailableError, UsageError
 from compress.measure.latency import Measurement, measure_stable
 
@@ -40,6 +41,7 @@ class BenchFile:
         reason: why not; None where it can.
         smallest: batch that it takes, >= 1.
         largest: likewise; None without a limit.
+        ranges: smallest and largest batch of each profile of an engine, where there are several.
     """
 
     name: str
@@ -53,10 +55,12 @@ class BenchFile:
     reason: str | None = None
     smallest: int = 1
     largest: int | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
 
     def takes(self, batch: int) -> bool:
         """Whether it runs here, and with that batch size."""
-        return self.session is not None and self.smallest <= batch <= (self.largest or batch)
+        ranges = self.ranges or ((self.smallest, self.largest or batch),)
+        return self.session is not None and any(low <= batch <= high for low, high in ranges)
 
 
 def open_files(paths: Sequence[Path], *, threads: int) -> list[BenchFile]:
@@ -140,6 +144,7 @@ def _open_engine(name: str, path: Path) -> BenchFile:
         reason=reason,
         smallest=smallest,
         largest=largest,
+        ranges=tuple(batch_ranges(sidecar.profiles).values()),
     )
 
 
@@ -147,7 +152,8 @@ def _profile_batches(profiles: Sequence[Profile], inputs: Sequence[TensorSpec]) 
     if not profiles:
         fixed = fixed_batch(inputs)
         return fixed or 1, fixed
-    return max(profile.min[0] for profile in profiles), min(profile.max[0] for profile in profiles)
+    ranges = batch_ranges(profiles).values()
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
@@ -190,6 +196,8 @@ def choose_batches(files: Sequence[BenchFile], wanted: Sequence[int] | None) -> 
 
 
 def _range(file: BenchFile) -> str:
+    if len(file.ranges) > 1:
+        return "batches of " + ", or of ".join(f"{low} to {high}" for low, high in file.ranges)
     if file.largest is None:
         return f"batches from {file.smallest}"
     return f"batches of {file.smallest}" + (f" to {file.largest}" if file.largest != file.smallest else " only")
@@ -207,7 +215,7 @@ def read_inputs(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise DataError("the inputs are one array, expected an NPZ file of arrays by name", where=str(path))
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"the inputs cannot be read: {error}", where=str(path), hint="numpy.savez(FILE, input_name=array)"
         ) from error

@@ -16,7 +16,10 @@ HEAVY = (
     "torch", "torchao", "lightning_fabric", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "onnxscript",
     "tensorrt_rtx", "tensorrt", "pycuda", "matplotlib", "PIL",
 )  # fmt: skip
-COMMANDS = ("run", "plan", "ls", "tag", "show", "report", "compare", "bench", "schema", "doctor")
+COMMANDS = (
+    "run", "plan", "ls", "tag", "show", "report", "compare", "validate", "bench", "lint", "quantize", "schema",
+    "doctor",
+)  # fmt: skip
 # `compress --help` needs Typer and a little of the standard library: 160 modules. Rich would add 100, pydantic 80.
 HELP_MODULES = 220
 

@@ -13,6 +13,7 @@ from onnx import ModelProto, parser
 
 from compress.engines.availability import why_not
 from compress.engines.onnxruntime_session import OnnxRuntimeSession
+from compress.engines.runtime_cache import write_runtime_cache
 from compress.engines.sidecar import sidecar_path
 from compress.engines.tensorrt_builder import build_engine
 from compress.engines.tensorrt_session import TensorRTSession
@@ -136,3 +137,45 @@ def test_a_damaged_engine_never_reaches_the_deserializer(engine):
 def test_a_missing_gpu_is_refused(engine):
     with pytest.raises(UnavailableError, match="There is no GPU 99"):
         TensorRTSession.load(engine, "cuda:99")
+
+
+def test_every_profile_and_captured_graph_agrees_with_a_plain_run(tmp_path):
+    onnx.save(make_net(INT8), tmp_path / "model.onnx")
+    build_engine(tmp_path / "model.onnx", tmp_path / "model.plan", batch=[(1, 1, 1), (2, 8, 16)])
+    plain, graphs = (
+        TensorRTSession.load(tmp_path / "model.plan"),
+        TensorRTSession.load(tmp_path / "model.plan", graphs=True),
+    )
+    random = np.random.default_rng(3)
+    for batch in (1, 1, 8, 8, 16, 8, 1):
+        images = random.random((batch, 3, 8, 8), np.float32)
+        np.testing.assert_array_equal(graphs.run({"image": images})["logits"], plain.run({"image": images})["logits"])
+    assert plain.describe()["cuda_graphs"] == "no: not asked for"
+    plain.close()
+    graphs.close()
+
+
+def test_half_precision_stays_close(tmp_path):
+    onnx.save(make_net(FLOAT), tmp_path / "model.onnx")
+    build_engine(tmp_path / "model.onnx", tmp_path / "model.plan", batch=(1, 4, 16), precision="fp16")
+    images = np.random.default_rng(4).random((4, 3, 8, 8), np.float32)
+    session = TensorRTSession.load(tmp_path / "model.plan")
+    expected = OnnxRuntimeSession.load(tmp_path / "model.onnx").run({"image": images})["logits"]
+    np.testing.assert_allclose(session.run({"image": images})["logits"], expected, rtol=1e-2, atol=2e-2)
+    session.close()
+
+
+def test_a_runtime_cache_is_taken_up_on_the_same_machine(engine):
+    write_runtime_cache(engine)
+    session = TensorRTSession.load(engine)
+    assert session.describe()["runtime_cache"] == "warm"
+    session.close()
+
+
+def test_telemetry_has_units_that_make_sense(engine):
+    session = TensorRTSession.load(engine)
+    found = session.telemetry()
+    assert found is not None
+    assert 0 < found["temperature_c"] < 120
+    assert found["sm_clock_mhz"] > 0
+    session.close()

@@ -198,7 +198,16 @@ def test_ls_names_damaged_artifacts(ran: Path, cli: Cli, tmp_path: Path) -> None
     ("step", "parts"),
     [
         ("teacher", ("checkpoint ", "config.epochs", "weights.safetensors", "top1")),
-        ("int8", ("quantized_onnx ", "operators.Gemm", "qdq.gemms_quantized", "model.ort.onnx", "(batch, 1, 8, 8)")),
+        (
+            "int8",
+            (
+                "quantized_onnx ",
+                "qdq.gemms_quantized",
+                "onnxruntime_cpu.operators.QGemm",
+                "model.ort.onnx",
+                "(batch, 1, 8, 8)",
+            ),
+        ),
         ("engine", ("engine ", "plan_sha256", "operand_types.operations", "int8, int8")),
         ("report", ("report ", "Loss ladder", "samples.npz")),
     ],
@@ -216,6 +225,9 @@ def test_show(ran: Path, cli: Cli, step: str, parts: tuple[str, ...]) -> None:
 def test_show_documents(ran: Path, cli: Cli) -> None:
     int8 = document(cli("show", "tiny-0001:int8", "--json", cwd=ran))
     assert set(int8["onnx"]) == {"model.onnx", "model.ort.onnx"}
+    assert int8["precision"]["int8_macs"] == 1
+    kernels = int8["onnx"]["model.ort.onnx"]["onnxruntime_cpu"]
+    assert (kernels["float_layers"], kernels["integer_layers"]) == ([], kernels["operators"]["QGemm"])
     assert int8["onnx"]["model.onnx"]["qdq"]["gemms"] == int8["onnx"]["model.onnx"]["qdq"]["gemms_quantized"]
     engine = document(cli("show", "tiny-0001:engine", "--json", cwd=ran))
     assert engine["engine"]["operand_types"]["gemms"]["int8"] == engine["engine"]["operand_types"]["gemms"]["total"] > 0

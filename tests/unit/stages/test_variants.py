@@ -66,3 +66,20 @@ def test_an_engine_that_cannot_run_keeps_its_reason(make):
 
     assert one.session is None
     assert one.reason == why_not("tensorrt_rtx")
+
+
+def test_gaps_between_profiles_are_filled_up(make):
+    class Gaps(Sum):
+        def run(self, inputs):
+            assert len(inputs[INPUT]) == 1 or 32 <= len(inputs[INPUT]) <= 64
+            return super().run(inputs)
+
+    session = Gaps(1, 64)
+    artifact = make("engine", Kind.ENGINE)
+    one = Runnable(artifact, Path(), "sum", session, smallest=1, largest=64, ranges=((1, 1), (32, 64)))  # type: ignore[arg-type]
+    images = np.random.default_rng(0).random((130, 1, 4, 4), dtype=np.float32)
+
+    np.testing.assert_array_equal(one.logits(images), images.sum(axis=(2, 3)))
+
+    assert [one.takes(batch) for batch in (1, 2, 31, 32, 64, 65)] == [True, False, False, True, True, False]
+    assert session.batches == [64, 64, 32]

@@ -1,0 +1,276 @@
+"""`compress quantize`: an ONNX file from anywhere becomes the two int8 files, without a recipe and without PyTorch."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from compress.artifacts.files import disk_is_full, write_durably
+from compress.cli.linting import MIB, finding_lines
+from compress.cli.render import print_document, table_lines
+from compress.cli.sampling import Change, Samples, Tally, parse_range, read_samples
+from compress.errors import DataError, ModelError, TryAgainError, UsageError
+from compress.log import progress
+from compress.pipeline.machine import resolve_threads
+from compress.quantization.settings import QuantizeSettings
+from compress.report.tables import Table
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from compress.engines.onnxruntime_session import OnnxRuntimeSession
+    from compress.onnx_graph.findings import Finding, Target
+    from compress.quantization.foreign import Layer
+    from compress.quantization.quantize import Quantized
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What the command line said; see `compress quantize --help`."""
+
+    data: Path
+    output: Path | None
+    samples: int | None
+    value_range: str
+    max_mib: int
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each file goes."""
+
+    signed: Path
+    unsigned: Path
+    scales: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """All that is printed."""
+
+    model: Path
+    settings: QuantizeSettings
+    samples: Samples
+    quantized: Quantized
+    layers: list[Layer]
+    change: Change
+    findings: dict[Target, list[Finding]]
+    notes: list[str]
+    places: Places
+
+
+def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptions) -> None:
+    """Quantize an ONNX file, write the results and say what became of it.
+
+    Args:
+        path: float ONNX file; it is left alone.
+        settings: how scales are chosen, and which layers stay float.
+        options: of the command line.
+
+    Raises:
+        UsageError: an option makes no sense, or the results would overwrite the model.
+        DataError: the calibration data does not fit.
+        ModelError: the model cannot be read, run or quantized.
+        TryAgainError: the disk is full.
+    """
+    from compress.engines.onnxruntime_session import OnnxRuntimeSession
+    from compress.measure.bench import fixed_batch
+    from compress.onnx_graph.canonical import QUANTIZE
+    from compress.onnx_graph.lint import lint
+    from compress.onnx_graph.loading import load_onnx
+    from compress.quantization.foreign import ASKED_FOR, layers_of, prepare_foreign
+    from compress.quantization.quantize import quantize_onnx
+
+    value_range, places = parse_range(options.value_range), output_places(path, options.output)
+    with _naming(path, options.data):
+        model, notes = prepare_foreign(load_onnx(path, limit_bytes=options.max_mib * MIB))
+        # a graph that has Q/DQ already is taken at its word: fused int8 kernels may saturate, see the session's `load`
+        plain = all(node.op_type != QUANTIZE for node in model.graph.node)
+        before = OnnxRuntimeSession.load(path, threads=resolve_threads("auto"), optimized=plain)
+        size = fixed_batch(before.inputs)
+        samples = read_samples(
+            options.data, before.inputs, wanted=options.samples, value_range=value_range, fixed_batch=size
+        )
+        quantized = quantize_onnx(model, _counted(samples), settings, value_range=None, static_batch=True)
+        change = _change(before, quantized, samples, size or BATCH_SIZE)
+    if samples.count < samples.total:
+        notes.append(f"{samples.count} of {samples.total} samples were used, evenly spaced")
+    before.close()
+    layers = layers_of(quantized.signed, settings.float_layers)
+    chosen = {layer.node for layer in layers if layer.why == ASKED_FOR}
+    graphs: dict[Target, ModelProto] = {"tensorrt": quantized.signed, "onnxruntime": quantized.unsigned}
+    findings: dict[Target, list[Finding]] = {
+        target: [one for one in lint(graph, target) if not (one.rule.startswith("float-") and one.node in chosen)]
+        for target, graph in graphs.items()
+    }
+    known = {f"{finding} ({target})" for target, found in findings.items() for finding in found}
+    notes += [note for note in quantized.notes if note not in known]
+    _write(quantized, places)
+    outcome = _Outcome(path, settings, samples, quantized, layers, change, findings, notes, places)
+    if options.as_json:
+        print_document(_document(outcome))
+        return
+    for line in _lines(outcome):
+        print(line)
+
+
+@contextmanager
+def _naming(model: Path, data: Path) -> Generator[None]:
+    """Say of every complaint which of the two files it is about."""
+    try:
+        yield
+    except (ModelError, DataError) as error:
+        file = model if isinstance(error, ModelError) else data
+        if file.name not in error.where:
+            error.at(str(file))
+        raise
+
+
+def output_places(model: Path, output: Path | None) -> Places:
+    """Where the results go: into a folder, or beside a named .onnx file.
+
+    Raises:
+        UsageError: the model itself would be overwritten, or the folder is a file.
+    """
+    if output is not None and output.suffix == ".onnx":
+        beside = [output.with_name(output.stem + end) for end in (".ort.onnx", ".scales.json", ".calibration.cache")]
+        places = Places(output, *beside)
+    else:
+        folder = Path(f"{model.stem}-int8") if output is None else output
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"-o {folder} is a file, expected a folder or a name that ends in .onnx")
+        names = ("model.onnx", "model.ort.onnx", "scales.json", "calibration.cache")
+        places = Places(*(folder / name for name in names))
+    if model.resolve() in {places.signed.resolve(), places.unsigned.resolve()}:
+        raise UsageError(f"the results would overwrite {model}", hint="name another folder with -o")
+    return places
+
+
+def _counted(samples: Samples) -> Iterator[dict[str, Any]]:
+    with progress("calibration", samples.count, "samples") as bar:
+        for batch in samples.batches(BATCH_SIZE):
+            yield batch
+            bar.advance(len(next(iter(batch.values()))))
+
+
+def _change(before: OnnxRuntimeSession, quantized: Quantized, samples: Samples, size: int) -> Change:
+    """Run both files, as they will be run, on the samples."""
+    from compress.engines.onnxruntime_session import OnnxRuntimeSession
+    from compress.onnx_graph.loading import checked_bytes
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "model.ort.onnx"
+        file.write_bytes(checked_bytes(quantized.unsigned))
+        after = OnnxRuntimeSession.load(file, threads=resolve_threads("auto"))
+    tally = Tally(before.outputs[0].name)
+    start = 0
+    with progress("comparison", samples.count, "samples") as bar:
+        for batch in samples.batches(size):
+            labels = None if samples.labels is None else samples.labels[start : start + size]
+            tally.add(before.run(batch)[tally.output], after.run(batch)[tally.output], labels)
+            start += size
+            bar.advance(size)
+    after.close()
+    return tally.change()
+
+
+def _write(quantized: Quantized, places: Places) -> None:
+    from compress.onnx_graph.calibration_cache import calibration_cache
+    from compress.onnx_graph.loading import checked_bytes
+
+    contents = {
+        places.signed: checked_bytes(quantized.signed),
+        places.unsigned: checked_bytes(quantized.unsigned),
+        places.scales: quantized.scales.to_json().encode(),
+        places.cache: calibration_cache(quantized.scales, quantized.activations).encode(),
+    }
+    for place, content in contents.items():
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(place, content)
+        except OSError as error:
+            if disk_is_full(error):
+                raise TryAgainError("the disk is full", where=str(place), hint="free some space, run again") from error
+            raise UsageError(f"cannot write {place}: {error.strerror}", hint="name another place with -o") from error
+
+
+def _next_command(outcome: _Outcome) -> str:
+    return shlex.join(["compress", "bench", str(outcome.model), str(outcome.places.unsigned)])
+
+
+def _document(outcome: _Outcome) -> dict[str, Any]:
+    return {
+        "model": str(outcome.model),
+        "samples": outcome.samples.count,
+        "settings": {**asdict(outcome.settings), "float_layers": list(outcome.settings.float_layers)},
+        "layers": {
+            "int8": sum(not layer.why for layer in outcome.layers),
+            "total": len(outcome.layers),
+            "float": [asdict(layer) for layer in outcome.layers if layer.why],
+        },
+        "scales": {"calibrated": outcome.quantized.calibrated, "kept": outcome.quantized.kept},
+        "on_calibration_samples": asdict(outcome.change),
+        "notes": outcome.notes,
+        "findings": {target: [one.as_json() for one in found] for target, found in outcome.findings.items()},
+        "files": {name: str(place) for name, place in asdict(outcome.places).items()},
+        "next": _next_command(outcome),
+    }
+
+
+def _lines(outcome: _Outcome) -> Iterator[str]:
+    floats = [layer for layer in outcome.layers if layer.why]
+    kinds = Counter(layer.operator for layer in outcome.layers if not layer.why)
+    listed = ", ".join(f"{count} {operator}" for operator, count in kinds.items())
+    share = f"{sum(kinds.values())} of {len(outcome.layers)} layers in int8"
+    yield f"{outcome.model}: {share} ({listed})" if kinds else f"{outcome.model}: {share}"
+    yield (
+        f"{outcome.quantized.calibrated} tensors calibrated with {outcome.samples.count} samples "
+        f"({outcome.settings.method}), {outcome.quantized.kept} scales kept"
+    )
+    yield _change_text(outcome.change)
+    if floats:
+        rows = tuple((layer.node, layer.operator, layer.why) for layer in floats)
+        yield ""
+        yield from table_lines(Table("Left in float", ("node", "operator", "why"), rows))
+    if outcome.notes:
+        yield ""
+        yield from (f"note: {note}" for note in outcome.notes)
+    for target, found in outcome.findings.items():
+        if found:
+            yield f"\nfor {target}:"
+            yield from finding_lines(found)
+    places = outcome.places
+    yield "\nwrote"
+    yield from table_lines(
+        Table(
+            "",
+            ("file", "for"),
+            (
+                (str(places.signed), "TensorRT: signed codes"),
+                (str(places.unsigned), "ONNX Runtime on CPUs: unsigned codes"),
+                (str(places.scales), "people and programs: the scale table"),
+                (str(places.cache), "TensorRT 10, should it calibrate a float graph itself"),
+            ),
+        )
+    )
+    yield f"\nnext: {_next_command(outcome)}"
+
+
+def _change_text(change: Change) -> str:
+    parts = []
+    if change.top1_before is not None and change.top1_after is not None:
+        parts.append(f"top-1 {100 * change.top1_before:.2f} % -> {100 * change.top1_after:.2f} %")
+    if change.agreement is not None:
+        parts.append(f"agreement {100 * change.agreement:.2f} %")
+    parts.append("no noise" if change.sqnr_db is None else f"SQNR {change.sqnr_db:.1f} dB")
+    return f"float -> int8 on the {change.n} calibration samples, which are no test set: {', '.join(parts)}"

@@ -1,0 +1,193 @@
+"""The parts of the comparison with peers that need no peer: reading images, judging figures, remembering results."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def load(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """Import a module of `benchmarks/` as its scripts do, and forget it afterwards."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+
+    def run(name: str) -> ModuleType:
+        for known in ("promises", "int8_peers", *[key for key in sys.modules if key.split(".")[0] == "peers"]):
+            monkeypatch.delitem(sys.modules, known, raising=False)
+        return importlib.import_module(name)
+
+    return run
+
+
+@pytest.fixture
+def judging(load) -> ModuleType:
+    return load("peers.judging")
+
+
+def bits(right: list[int]) -> str:
+    return base64.b64encode(np.packbits(np.array(right, np.uint8)).tobytes()).decode()
+
+
+def line(tool: str, seed: int = 0, **fields) -> dict:
+    empty = dict.fromkeys(("top1", "speedup_b1", "speedup_b32", "peak_bytes_512", "peak_bytes_8192"))
+    return {"model": "resnet", "seed": seed, "tool": tool, "n": 8, **empty, **fields}
+
+
+@pytest.mark.parametrize(
+    ("kernels", "expected"),
+    [
+        ({"QLinearConv": 15, "QGemm": 1, "Relu": 3}, 1.0),
+        ({"QLinearConv": 3, "Conv": 1}, 0.75),
+        ({"MatMul": 2}, 0.0),
+        ({"Convolution:u8": 1, "FullyConnected:i8": 1, "MatMul:f32": 2, "Reorder:u8": 9}, 0.5),
+        ({"Add": 4}, None),
+        ({}, None),
+    ],
+)
+def test_share_of_layers_in_int8(judging: ModuleType, kernels: dict, expected: float | None) -> None:
+    assert judging.int8_share(kernels) == expected
+
+
+def test_a_row_is_what_was_measured_and_empty_where_it_was_not(judging: ModuleType) -> None:
+    measured = {
+        "n": 100,
+        "tools": {"float": {"top1": 0.9, "int8_share": 0.0}, "nncf": {"top1": 0.89, "int8_share": 1.0}},
+        "latency": {"1": {"float": {"ratio": 1.0}, "nncf": {"ratio": 0.5}}},
+    }
+    small = {"calib_s": 2.5, "peak_bytes": 7}
+
+    row = judging.row("vit", 2, "nncf", measured, small, None, True)
+    failed = judging.row("vit", 2, "modelopt", measured, None, None, None)
+
+    assert row == {
+        "model": "vit", "seed": 2, "tool": "nncf", "n": 100, "top1": 0.89, "drop_pp": pytest.approx(1.0),
+        "speedup_b1": 2.0, "speedup_b32": None, "calib_s": 2.5, "peak_bytes_512": 7, "peak_bytes_8192": None,
+        "rtx_builds": True, "int8_share": 1.0,
+    }  # fmt: skip
+    assert list(failed) == list(row)
+    assert {key for key, value in failed.items() if value is not None} == {"model", "seed", "tool", "n"}
+
+
+def test_a_peer_counts_only_with_every_seed(judging: ModuleType) -> None:
+    rows = [
+        line(tool, seed, top1=top1)
+        for tool, values in {
+            "float": (0.99, 0.99),
+            "ours": (0.9, 0.9),
+            "a": (0.95, None),
+            "b": (0.8, 0.9),
+            "c": (0.86, 0.86),
+        }.items()
+        for seed, top1 in enumerate(values)
+    ]
+
+    assert judging.complete_peers(rows, "top1") == ["b", "c"]
+    assert judging.best_peer(rows, "top1") == "c"
+    assert judging.best_peer([row for row in rows if row["tool"] != "ours"], "top1") is None
+    assert judging.geometric_mean(rows, "b", "top1") == pytest.approx((0.8 * 0.9) ** 0.5)
+
+
+def test_answers_are_pooled_over_seeds(judging: ModuleType) -> None:
+    correct = {
+        0: {"ours": bits([1, 1, 0, 0, 1, 1, 1, 1]), "a": bits([1, 0, 1, 0, 1, 1, 1, 1])},
+        1: {"ours": bits([1, 1, 1, 1, 1, 1, 1, 1]), "a": bits([0, 0, 1, 1, 1, 1, 1, 1])},
+    }
+
+    assert judging.pooled(correct, 8, "a") == (3, 1, 16)
+
+
+def test_the_figures_of_a_model(judging: ModuleType) -> None:
+    fields = {"peak_bytes_512": 100, "peak_bytes_8192": 104}
+    rows = [
+        line("float", top1=1.0, speedup_b1=1.0, speedup_b32=1.0),
+        line("ours", top1=1.0, speedup_b1=2.0, speedup_b32=2.0, **fields),
+        line("a", top1=0.5, speedup_b1=1.9, speedup_b32=1.0),
+        line("b", top1=0.9, speedup_b1=1.0, speedup_b32=2.5),
+    ]
+    everything = bits([1] * 8)
+    found = judging.figures("resnet", rows, {0: {"ours": everything, "b": everything}})
+    values = {what: (value, sign, limit) for what, value, sign, limit in found}
+
+    # eight equal answers show nothing: the test must not pass
+    assert values["resnet, n 8: p of losing 0.2 pp or more against b (Tango)"][0] > 0.05
+    assert values["resnet, batch 1: speed over a's"] == (pytest.approx(2 / 1.9), ">=", 0.98)
+    assert values["resnet, batch 32: speed over b's"] == (pytest.approx(0.8), ">=", 0.98)
+    assert values["resnet, batch 1: speed-up over float"] == (pytest.approx(2.0), ">=", 1.6)
+    assert values["resnet, batch 32: speed-up over float"] == (pytest.approx(2.0), ">=", 2.2)
+    memory = "resnet, seed 0: peak memory with 8,192 calibration images over that with 512"
+    assert values[memory] == (pytest.approx(1.04), "<=", 1.05)
+    assert all(limit is None for what, _, _, limit in judging.figures("vit", rows, {}) if "over float" in what)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10, 64])
+def test_images_are_read_batch_by_batch(load, tmp_path: Path, batch: int) -> None:
+    images = np.random.default_rng(0).random((10, 1, 4, 4), dtype=np.float32)
+    np.savez(tmp_path / "images.npz", image=images, label=np.arange(10))
+    adapter = load("peers.adapter")
+    source = adapter.Images(tmp_path / "images.npz", batch)
+
+    batches = list(source)
+
+    assert len(batches) == len(source) == -(-10 // batch)
+    np.testing.assert_array_equal(np.concatenate(batches), images)
+    np.testing.assert_array_equal(np.concatenate(list(source)), images)  # a second time
+    reader = adapter.Reader(source)
+    np.testing.assert_array_equal(reader.get_first()["image"], batches[0])
+    for expected in batches:
+        np.testing.assert_array_equal(reader.get_next()["image"], expected)
+    assert reader.get_next() is None
+
+
+def test_images_of_another_type_are_refused(load, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", image=np.zeros((2, 1, 4, 4)))
+
+    with pytest.raises(ValueError, match="expected float32 in C order, got float64"):
+        load("peers.adapter").Images(tmp_path / "images.npz")
+
+
+def test_peak_memory_grows_with_what_is_touched(load) -> None:
+    adapter = load("peers.adapter")
+    before = adapter.peak_bytes()
+
+    assert np.ones(32 * 2**20, np.float32).sum() > 0
+    assert adapter.peak_bytes() > max(before, 128 * 2**20)
+
+
+def test_a_result_is_remembered_for_its_key_alone(load, tmp_path: Path) -> None:
+    remembered = load("int8_peers").remembered
+    path = tmp_path / "known.json"
+
+    assert remembered(path, {"code": "a"}, lambda: 1) == 1
+    assert remembered(path, {"code": "a"}, lambda: 2) == 1
+    assert remembered(path, {"code": "b"}, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        remembered(path, {"code": "c"}, lambda: 1 / 0)
+    assert remembered(path, {"code": "b"}, lambda: 4) == 3
+
+
+def test_a_child_that_fails_says_why(load) -> None:
+    environments = load("peers.environments")
+    code = "import sys; print('first', file=sys.stderr); sys.exit('no such package')"
+
+    with pytest.raises(environments.ChildFailed, match=r"ended with 1: first \| no such package"):
+        environments.run_child([sys.executable, "-c", code])
+    with pytest.raises(environments.ChildFailed, match=r"not done within 0.2 s"):
+        environments.run_child([sys.executable, "-c", "import time; time.sleep(9)"], 0.2)
+
+
+def test_every_tool_has_its_adapter_and_pinned_requirements(load) -> None:
+    int8_peers = load("int8_peers")
+    names = {tool.environment for tool in int8_peers.TOOLS.values()} - {None} | {"measuring"}
+
+    assert all((int8_peers.HERE / tool.adapter).is_file() for tool in int8_peers.TOOLS.values())
+    for name in names:
+        lines = (int8_peers.HERE / f"requirements-{name}.txt").read_text().splitlines()
+        packages = [text for text in lines if text and not text.startswith("#")]
+        assert packages
+        assert all("==" in text and "+" not in text for text in packages), name
