@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.engines.sidecar import IoTensor, Profile, Sidecar, sidecar_path, write_sidecar
 
 # Idle threads must not spin: several test processes share the processor.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,3 +40,60 @@ def cli() -> Cli:
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, **options)  # type: ignore[call-overload]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def matmul_onnx() -> Callable[..., Path]:
+    """Save a network of matrix products: `matmul_onnx(path, features=8, hidden=(), classes=4, batch="batch")`."""
+
+    def save(
+        path: Path, *, features: int = 8, hidden: Sequence[int] = (), classes: int = 4, batch: int | str = "batch"
+    ) -> Path:
+        random = np.random.default_rng(0)
+        sizes = list(pairwise((features, *hidden, classes)))
+        weights = [
+            numpy_helper.from_array(random.random(size, dtype=np.float32) / size[0], f"weight{i}")
+            for i, size in enumerate(sizes)
+        ]
+        names = ["image", *(f"hidden{i}" for i in range(len(hidden))), "logits"]
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", [names[i], w.name], [names[i + 1]]) for i, w in enumerate(weights)],
+            "net",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, features])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
+            weights,
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def unreadable_engine() -> Callable[..., Path]:
+    """Save bytes that no library reads, with the sidecar that admits them; batches from `smallest` to 64."""
+
+    def save(path: Path, *, features: int = 8, classes: int = 4, smallest: int = 1) -> Path:
+        path.write_bytes(b"plan")
+        sidecar = Sidecar(
+            backend="tensorrt_rtx",
+            backend_version="1",
+            portable=True,
+            compute_capabilities=(),
+            workspace_bytes=None,
+            profiles=(Profile(input="image", min=(smallest, features), opt=(8, features), max=(64, features)),),
+            io=(
+                IoTensor(name="image", mode="input", dtype="float32", shape=("batch", features)),
+                IoTensor(name="logits", mode="output", dtype="float32", shape=("batch", classes)),
+            ),
+            layers=1,
+            onnx_sha256="",
+            plan_sha256=hashlib.sha256(b"plan").hexdigest(),
+            plan_bytes=4,
+            operand_types=None,
+            messages=(),
+        )
+        write_sidecar(sidecar, sidecar_path(path))
+        return path
+
+    return save

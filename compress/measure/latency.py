@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from compress.errors import NotComparableError
 from compress.measure.statistics import (
@@ -45,12 +46,17 @@ def _ignore(done: int, total: int) -> None:
 class LatencySamples:
     """All that one variant's calls took.
 
-    `samples_ms` holds every iteration in time order; `block_ms` one number a block: the geometric mean of
-    the medians of the variant's slots. Both in milliseconds per call, > 0.
+    `iterations_ms` holds every iteration of every block in time order; `block_ms` one number a block: the geometric
+    mean of the medians of the variant's slots. Both in milliseconds per call, > 0.
     """
 
-    samples_ms: tuple[float, ...]
+    iterations_ms: tuple[tuple[float, ...], ...]
     block_ms: tuple[float, ...]
+
+    @cached_property
+    def samples_ms(self) -> tuple[float, ...]:
+        """Every iteration in time order."""
+        return tuple(chain.from_iterable(self.iterations_ms))
 
     @cached_property
     def ordered_ms(self) -> tuple[float, ...]:
@@ -68,8 +74,11 @@ class LatencySamples:
 
     @property
     def p99_interval_ms(self) -> Interval | None:
-        """95 % interval of the 99th percentile, or None below 5,000 iterations, where it decides nothing."""
-        return quantile_interval(self.ordered_ms, 99) if len(self.samples_ms) >= P99_INTERVAL_SAMPLES else None
+        """95 % interval of the 99th percentile; None below 5,000 iterations, and where slow ones cluster too much."""
+        if len(self.samples_ms) < P99_INTERVAL_SAMPLES or len(self.iterations_ms) < 2:
+            return None
+        interval = quantile_interval(self.iterations_ms, 99)
+        return interval if math.isfinite(interval.low) and math.isfinite(interval.high) else None
 
     @property
     def calls_per_s(self) -> float:
@@ -135,14 +144,14 @@ def measure_interleaved(
         left_ms = 1000 * budget_s - (clock() - start) / 1e6
         blocks = _blocks_that_fit(left_ms, per_call_ms, rounds, slot)
     chance = random.Random(seed)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    iterations: dict[str, list[tuple[float, ...]]] = {name: [] for name in calls}
     block_ms: dict[str, list[float]] = {name: [] for name in calls}
     for done in range(1, blocks + 1):
         for name, slots in _time_block(calls, rounds, slot, chance).items():
-            samples[name].extend(taken for one in slots for taken in one)
+            iterations[name].append(tuple(chain.from_iterable(slots)))
             block_ms[name].append(math.exp(math.fsum(_log_median(one, name) for one in slots) / len(slots)))
         on_block(done, blocks)
-    return {name: LatencySamples(tuple(samples[name]), tuple(block_ms[name])) for name in calls}
+    return {name: LatencySamples(tuple(iterations[name]), tuple(block_ms[name])) for name in calls}
 
 
 def measure_stable(

@@ -149,6 +149,9 @@ def judge_p99(limits: float | dict[int, float], variant: Variant) -> Iterator[Ve
 
 
 def _judge_p99_row(answer: Answer, row: LatencyRow, limit: float, blocks: int) -> Verdict:
+    if row.n >= P99_ITERATIONS and row.p99_interval_ms is None:
+        detail = f"batch {row.batch}: the slow ones of {row.n:,} iterations fall into few blocks; measure more blocks"
+        return answer("inconclusive", row.p99_ms, detail)
     if row.p99_ms is None or row.p99_interval_ms is None:
         detail = (
             f"batch {row.batch}: {row.n:,} iterations; at least {P99_ITERATIONS:,} would decide"

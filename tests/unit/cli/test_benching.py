@@ -2,77 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from compress.cli.benching import parse_budget
 from compress.engines.availability import why_not
-from compress.engines.sidecar import IoTensor, Profile, Sidecar, sidecar_path, write_sidecar
 from compress.errors import UsageError
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def save_net(path: Path, products: int, *, batch: int | str = "batch", classes: int = 128) -> Path:
-    random = np.random.default_rng(0)
-    sizes = [128] * products + [classes]
-    weights = [
-        numpy_helper.from_array(random.random((a, b), dtype=np.float32) / 128, f"weight{i}")
-        for i, (a, b) in enumerate(pairwise(sizes))
-    ]
-    names = ["image", *(f"hidden{i}" for i in range(len(weights) - 1)), "logits"]
-    nodes = [helper.make_node("MatMul", [names[i], weight.name], [names[i + 1]]) for i, weight in enumerate(weights)]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 128])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
-        weights,
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
-
-
-def save_engine(path: Path) -> Path:
-    """Bytes that no library reads, with the sidecar that admits them."""
-    path.write_bytes(b"plan")
-    sidecar = Sidecar(
-        backend="tensorrt_rtx",
-        backend_version="1",
-        portable=True,
-        compute_capabilities=(),
-        workspace_bytes=None,
-        profiles=(Profile(input="image", min=(1, 128), opt=(8, 128), max=(64, 128)),),
-        io=(
-            IoTensor(name="image", mode="input", dtype="float32", shape=("batch", 128)),
-            IoTensor(name="logits", mode="output", dtype="float32", shape=("batch", 128)),
-        ),
-        layers=1,
-        onnx_sha256="",
-        plan_sha256=hashlib.sha256(b"plan").hexdigest(),
-        plan_bytes=4,
-        operand_types=None,
-        messages=(),
-    )
-    write_sidecar(sidecar, sidecar_path(path))
-    return path
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_net(tmp_path / "small.onnx", 1)
-    save_net(tmp_path / "large.onnx", 40)
-    save_net(tmp_path / "ten.onnx", 1, classes=10)
-    save_net(tmp_path / "eight.onnx", 1, batch=8)
+def folder(tmp_path: Path, matmul_onnx: Callable[..., Path]) -> Path:
+    net: dict[str, Any] = {"features": 128, "hidden": [128], "classes": 128}
+    matmul_onnx(tmp_path / "small.onnx", **net)
+    matmul_onnx(tmp_path / "large.onnx", **{**net, "hidden": [128] * 40})
+    matmul_onnx(tmp_path / "ten.onnx", **{**net, "classes": 10})
+    matmul_onnx(tmp_path / "eight.onnx", **net, batch=8)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     (tmp_path / "model.pt").write_bytes(b"")
     (tmp_path / "alone.plan").write_bytes(b"")
@@ -178,8 +130,10 @@ def messages(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(why_not("tensorrt_rtx") is None, reason="engines run here")
-def test_a_pair_that_cannot_be_measured_is_named_by_its_gate(cli: Cli, folder: Path) -> None:
-    save_engine(folder / "net.plan")
+def test_a_pair_that_cannot_be_measured_is_named_by_its_gate(
+    cli: Cli, folder: Path, unreadable_engine: Callable[..., Path]
+) -> None:
+    unreadable_engine(folder / "net.plan", features=128, classes=128)
     options = ("--batch", "1", "--threads", "1", "--budget", "1s", "--gate", "latency_ratio=9", "--json")
     reason = why_not("tensorrt_rtx")
 

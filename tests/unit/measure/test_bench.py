@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from compress.engines.availability import why_not
 from compress.engines.session import TensorSpec
-from compress.engines.sidecar import IoTensor, Profile, Sidecar, sidecar_path, write_sidecar
 from compress.errors import ArtifactError, CompressError, DataError, ModelError, NotComparableError, UsageError
 from compress.measure.bench import (
     BenchFile,
@@ -27,45 +23,6 @@ from compress.measure.bench import (
 )
 
 
-def save_net(path: Path, *, batch: int | str = "batch", features: int = 8, classes: int = 4) -> Path:
-    weight = np.random.default_rng(0).random((features, classes), dtype=np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["image", "weight"], ["logits"])],
-        "net",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, features])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
-
-
-def save_engine(path: Path, backend: str = "tensorrt_rtx") -> Path:
-    """Bytes that nobody deserializes, with the sidecar that admits them."""
-    path.write_bytes(b"plan")
-    io = (
-        IoTensor(name="image", mode="input", dtype="float32", shape=("batch", 8)),
-        IoTensor(name="logits", mode="output", dtype="float32", shape=("batch", 4)),
-    )
-    sidecar = Sidecar(
-        backend=backend,
-        backend_version="1",
-        portable=True,
-        compute_capabilities=(),
-        workspace_bytes=None,
-        profiles=(Profile(input="image", min=(2, 8), opt=(8, 8), max=(64, 8)),),
-        io=io,
-        layers=1,
-        onnx_sha256="",
-        plan_sha256=hashlib.sha256(b"plan").hexdigest(),
-        plan_bytes=4,
-        operand_types=None,
-        messages=(),
-    )
-    write_sidecar(sidecar, sidecar_path(path))
-    return path
-
-
 def bench_file(inputs: tuple[TensorSpec, ...] = (), **fields: Any) -> BenchFile:
     defaults: dict[str, Any] = {"name": "it", "path": Path("it"), "session": "any"}
     return BenchFile(
@@ -76,17 +33,19 @@ def bench_file(inputs: tuple[TensorSpec, ...] = (), **fields: Any) -> BenchFile:
 IMAGE = TensorSpec("image", "float32", ("batch", 8))
 
 
-def test_names_are_as_short_as_they_can_be(tmp_path):
+def test_names_are_as_short_as_they_can_be(tmp_path, matmul_onnx):
     (tmp_path / "sub").mkdir()
-    a, b, other = (save_net(tmp_path / name) for name in ("a.onnx", "b.onnx", "sub/a.onnx"))
+    a, b, other = (matmul_onnx(tmp_path / name) for name in ("a.onnx", "b.onnx", "sub/a.onnx"))
 
     assert [file.name for file in open_files([a, b], threads=1)] == ["a.onnx", "b.onnx"]
     assert [file.name for file in open_files([a, other], threads=1)] == [str(a), str(other)]
     assert [file.name for file in open_files([a, a], threads=1)] == ["a.onnx", "a.onnx (2)"]
 
 
-def test_an_onnx_file_says_what_it_takes(tmp_path):
-    dynamic, fixed = open_files([save_net(tmp_path / "d.onnx"), save_net(tmp_path / "f.onnx", batch=8)], threads=1)
+def test_an_onnx_file_says_what_it_takes(tmp_path, matmul_onnx):
+    dynamic, fixed = open_files(
+        [matmul_onnx(tmp_path / "d.onnx"), matmul_onnx(tmp_path / "f.onnx", batch=8)], threads=1
+    )
 
     assert dynamic.inputs == (IMAGE,)
     assert [dynamic.takes(batch) for batch in (1, 8, 1000)] == [True, True, True]
@@ -113,16 +72,18 @@ def test_files_that_cannot_be_opened(tmp_path, content, suffix, error, code, sai
     assert caught.value.exit_code == code
 
 
-def test_an_engine_of_other_bytes_is_refused(tmp_path):
-    save_engine(tmp_path / "it.plan").write_bytes(b"else")
+def test_an_engine_of_other_bytes_is_refused(tmp_path, unreadable_engine):
+    unreadable_engine(tmp_path / "it.plan").write_bytes(b"else")
 
     with pytest.raises(ArtifactError, match="The engine is not the one that was built"):
         open_files([tmp_path / "it.plan"], threads=1)
 
 
 @pytest.mark.skipif(why_not("tensorrt_rtx") is None, reason="an engine can run here")
-def test_an_engine_that_cannot_run_keeps_its_reason_and_has_no_say(tmp_path):
-    engine, net = open_files([save_engine(tmp_path / "it.plan"), save_net(tmp_path / "it.onnx")], threads=1)
+def test_an_engine_that_cannot_run_keeps_its_reason_and_has_no_say(tmp_path, matmul_onnx, unreadable_engine):
+    engine, net = open_files(
+        [unreadable_engine(tmp_path / "it.plan", smallest=2), matmul_onnx(tmp_path / "it.onnx")], threads=1
+    )
 
     assert engine.session is None
     assert engine.reason == why_not("tensorrt_rtx")
@@ -259,8 +220,8 @@ def test_inputs_come_from_npz_files(tmp_path):
         ({"features": 9}, NotComparableError, r"b\.onnx takes inputs of shape \(2, 9\), and a\.onnx of shape \(2, 8\)"),
     ],
 )
-def test_files_must_do_the_same_work(tmp_path, change, error, said):
-    files = open_files([save_net(tmp_path / "a.onnx"), save_net(tmp_path / "b.onnx", **change)], threads=1)
+def test_files_must_do_the_same_work(tmp_path, change, error, said, matmul_onnx):
+    files = open_files([matmul_onnx(tmp_path / "a.onnx"), matmul_onnx(tmp_path / "b.onnx", **change)], threads=1)
     feeds = {file.name: make_feed(file, 2, None, seed=0) for file in files}
 
     if error is None:
@@ -271,8 +232,8 @@ def test_files_must_do_the_same_work(tmp_path, change, error, said):
     assert caught.value.exit_code == 4
 
 
-def test_inputs_of_another_type_name_the_file(tmp_path):
-    files = open_files([save_net(tmp_path / "a.onnx")], threads=1)
+def test_inputs_of_another_type_name_the_file(tmp_path, matmul_onnx):
+    files = open_files([matmul_onnx(tmp_path / "a.onnx")], threads=1)
 
     with pytest.raises(CompressError, match="input 'image' has type float64, expected float32") as caught:
         check_same_task(files, {"a.onnx": {"image": np.ones((2, 8))}})
@@ -281,8 +242,8 @@ def test_inputs_of_another_type_name_the_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_budget_is_shared_among_the_batch_sizes(tmp_path):
-    (file,) = open_files([save_net(tmp_path / "a.onnx")], threads=1)
+def test_the_budget_is_shared_among_the_batch_sizes(tmp_path, matmul_onnx):
+    (file,) = open_files([matmul_onnx(tmp_path / "a.onnx")], threads=1)
     feeds = {batch: {file.name: make_feed(file, batch, None, seed=0)} for batch in (1, 4)}
     seen: list[tuple[int, int, int]] = []
 

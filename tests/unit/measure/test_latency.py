@@ -164,11 +164,11 @@ def test_ratio_of_two_variants_is_half_the_sum_of_the_four_logarithms() -> None:
 
 
 def test_percentiles_and_the_least_count_of_a_99th() -> None:
-    few = LatencySamples(tuple(float(i) for i in range(999, 0, -1)), (1.0,))
+    few = LatencySamples((tuple(float(i) for i in range(999, 0, -1)),), (1.0,))
     assert few.percentile_ms(50) == 500.0
     assert few.percentile_ms(90) == pytest.approx(899.2)
     assert few.p99_ms is None
-    enough = LatencySamples(tuple(float(i) for i in range(1, 1001)), (1.0,))
+    enough = LatencySamples((tuple(float(i) for i in range(1, 1001)),), (1.0,))
     assert enough.p99_ms == pytest.approx(990.01)
 
 
@@ -274,15 +274,17 @@ def test_a_slot_ends_by_the_clock_and_is_timed_by_the_call() -> None:
 
 
 def test_throughput_and_the_interval_of_the_99th_percentile() -> None:
-    values = tuple(float(i) for i in range(1, 5001))
-    found = LatencySamples(values, (1.0,))
+    blocks = tuple(tuple(float(i) for i in range(first, 5001, 10)) for first in range(1, 11))
+    found = LatencySamples(blocks, (1.0,) * 10)
     assert found.calls_per_s == pytest.approx(1000 / 2500.5)
     interval = found.p99_interval_ms
     assert interval is not None
     assert interval.low < 4950.01 < interval.high
-    assert LatencySamples(values[1:], (1.0,)).p99_interval_ms is None
+    assert LatencySamples((*blocks[1:], blocks[0][1:]), (1.0,) * 10).p99_interval_ms is None  # one too few
+    one_slow_block = tuple(tuple(float(i) for i in range(first, first + 500)) for first in range(1, 5001, 500))
+    assert LatencySamples(one_slow_block, (1.0,) * 10).p99_interval_ms is None
 
 
 def test_variants_of_different_blocks_are_not_compared() -> None:
     with pytest.raises(ValueError, match="expected the same blocks, got 2 and 3"):
-        latency_ratio(LatencySamples((1.0,) * 2, (1.0,) * 2), LatencySamples((1.0,) * 3, (1.0,) * 3))
+        latency_ratio(LatencySamples(((1.0,),) * 2, (1.0,) * 2), LatencySamples(((1.0,),) * 3, (1.0,) * 3))
