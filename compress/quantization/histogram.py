@@ -8,7 +8,7 @@ import numpy as np
 
 BINS = 4096  # the range fills more than half of them, so at least the 2,048 of Migacz's method cover it
 BLOCK = 1 << 15  # values counted at a time: the working memory stays in the processor's cache
-COUNTED_PER_SAMPLE = 4096  # values of each tensor: neighbours in an image tell the same, and 512 samples give 2 million
+COUNTED_PER_SAMPLE = 2048  # values of each tensor: neighbours in an image tell the same, and 512 samples give 1 million
 SMALLEST_EXPONENT = -100  # of the limit; BINS / limit must be a float32
 AVERAGING_CONSTANT = 0.01  # of the moving average, as in torch's MovingAverageMinMaxObserver
 
@@ -94,7 +94,7 @@ class Histogram:
 
 
 def thinning(shape: tuple[int, ...]) -> int:
-    """How far apart the values of a tensor are counted, so that about 4,096 of each sample are.
+    """How far apart the values of a tensor are counted, so that about 2,048 of each sample are.
 
     Args:
         shape: samples first.

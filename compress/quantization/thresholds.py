@@ -12,7 +12,7 @@ from compress.quantization.settings import Method
 QUANTIZED_LEVELS = 128  # of |x| in int8
 LARGEST_CODE = 127
 CLIPPED_LIMIT = 0.05  # of the values; see entropy_threshold
-ENTROPY_CANDIDATES = 512  # ranges tried, so that they lie less than 0.2 % of the largest |x| apart
+ENTROPY_CANDIDATES = 256  # ranges tried, so that they lie less than 0.4 % of the largest |x| apart
 MSE_CANDIDATES = 2.0 ** -np.arange(0, 8, 1 / 32)  # parts of the largest |x|, 2.2 % apart, down to a 250th
 CANDIDATES_AT_ONCE = 32  # of one of the searches: tables stay in the processor's cache
 
