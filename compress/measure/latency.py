@@ -11,13 +11,13 @@ from functools import cached_property
 from itertools import chain
 
 from compress.errors import NotComparableError
+from compress.measure.quantiles import quantile_interval
 from compress.measure.statistics import (
     Drift,
     Interval,
     RatioEstimate,
     drift,
     percentile,
-    quantile_interval,
     ratio_interval,
 )
 

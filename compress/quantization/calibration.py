@@ -78,9 +78,15 @@ def calibrate(
             f"All {len(zero)} activations are zero on all {samples} calibration samples: the network is dead.",
             hint="Check the checkpoint's accuracy, then train again.",
         )
-    scales = {name: _scale(histogram, method, percentile) for name, histogram in histograms.items()}
+    with ThreadPoolExecutor(_workers()) as pool:
+        found = pool.map(lambda histogram: _scale(histogram, method, percentile), histograms.values())
+        scales = dict(zip(histograms, found, strict=True))
     notes = [f"activation {name} is zero on all {samples} calibration samples" for name in zero]
     return Calibration(scales, samples, notes)
+
+
+def _workers() -> int:
+    return min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 def _scale(histogram: Histogram, method: Method, percentile: float) -> Scale:
@@ -122,7 +128,7 @@ def _side_by_side(
     measure: Callable[[int, Chunk], dict[str, Histogram]], source: Iterable[Chunk]
 ) -> Iterator[tuple[Chunk, dict[str, Histogram]]]:
     """Every chunk with what `measure` makes of it, in the order of chunks, a few of them computed at a time."""
-    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    workers = _workers()
     waiting: deque[tuple[Chunk, Future[dict[str, Histogram]]]] = deque()
     first = 0
     with ThreadPoolExecutor(workers) as pool:
