@@ -99,13 +99,16 @@ def entropy_threshold(histogram: Histogram) -> float:
     left and not how far clipped values move.
 
     Returns:
-        t, in the tensor's unit, 0 < t <= the largest |x|; 0 for a tensor of zeros.
+        t, in the tensor's unit, 0 < t <= the largest |x|; that itself where every counted value is in the first bin, as
+        nothing tells ranges apart then; 0 for a tensor of zeros.
     """
     used = histogram.used
     if used <= QUANTIZED_LEVELS:  # only for values too small for a bin width of their own
         return histogram.amax
     counts = histogram.counts[:used].astype(np.float64)
     counts[0] = counts[1]
+    if not counts.any():  # the largest values are not among those counted, and the others fill the first bin
+        return histogram.amax
     first = max(QUANTIZED_LEVELS, used // 16)
     candidates = np.unique(np.linspace(first, used, ENTROPY_CANDIDATES).astype(np.intp))
     kept = np.cumsum(counts)[candidates - 1] / max(counts.sum(), 1)

@@ -160,6 +160,24 @@ def test_entropy_of_degenerate_tensors():
     assert entropy_threshold(histogram_of([0.2] + [3.0] * 9)) == pytest.approx(3.0, rel=0.01)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+def test_a_range_that_only_a_value_which_is_not_counted_shows(method, spread):
+    values = np.random.default_rng(0).normal(0, spread, 30_000)
+    values[1] = 50
+    histogram = Histogram.of(values, stride=3)
+    assert histogram.counts[0] == histogram.counts.sum() == 10_000
+    assert threshold(histogram, method) == 50
+
+
+@pytest.mark.parametrize("stride", [1, 3, 33])
+def test_entropy_with_values_in_two_bins(stride):
+    values = np.zeros(30_000)
+    values[:66] = 50
+    histogram = Histogram.of(values, stride)
+    assert entropy_threshold(histogram) == pytest.approx(50, rel=0.01)
+
+
 @pytest.mark.parametrize("method", ["entropy", "mse"])
 def test_searches_are_fast(method):
     histogram = histogram_of(np.random.default_rng(0).normal(size=100_000))
