@@ -162,10 +162,10 @@ def test_values_outside_zero_to_one(folder: Path, capsys: pytest.CaptureFixture[
 
 def test_constant_samples(folder: Path) -> None:
     np.savez(folder / "calib.npz", photo=np.full((8, 3, 8, 8), 0.5, np.float32))
-    refused(folder, DataError, "consist of the one value 0.5")
+    assert_refused(folder, DataError, "consist of the one value 0.5")
 
 
-def refused(folder: Path, kind: type[CompressError], said: str, **chosen: Any) -> None:
+def assert_refused(folder: Path, kind: type[CompressError], said: str, **chosen: Any) -> None:
     with pytest.raises(kind, match=said) as caught:
         quantize_file(folder / "float.onnx", QuantizeSettings(**chosen), options(folder))
     if kind is not UsageError:
@@ -175,12 +175,12 @@ def refused(folder: Path, kind: type[CompressError], said: str, **chosen: Any) -
 
 
 def test_a_layer_that_is_not_there(folder: Path) -> None:
-    refused(folder, UsageError, "nearest: /c/Conv", float_layers=("/c/Conf",))
+    assert_refused(folder, UsageError, "nearest: /c/Conv", float_layers=("/c/Conf",))
 
 
 def test_garbage(folder: Path) -> None:
     (folder / "float.onnx").write_bytes(b"garbage" * 99)
-    refused(folder, ModelError, "no ONNX model")
+    assert_refused(folder, ModelError, "no ONNX model")
 
 
 def test_what_onnxruntime_refuses(folder: Path) -> None:
@@ -188,13 +188,13 @@ def test_what_onnxruntime_refuses(folder: Path) -> None:
     model.graph.node[1].domain = "acme"
     model.opset_import.append(onnx.helper.make_opsetid("acme", 1))
     onnx.save(model, folder / "float.onnx")
-    refused(folder, ModelError, "custom-operator at /r/Relu")
+    assert_refused(folder, ModelError, "custom-operator at /r/Relu")
 
 
 def test_a_model_that_is_quantized_already_with_zero_points(folder: Path) -> None:
     quantize_file(folder / "float.onnx", QuantizeSettings(), options(folder, output=folder / "first"))
     (folder / "float.onnx").write_bytes((folder / "first" / "model.ort.onnx").read_bytes())
-    refused(folder, ModelError, "unsigned-codes")
+    assert_refused(folder, ModelError, "unsigned-codes")
 
 
 def test_a_folder_that_cannot_be_made(folder: Path) -> None:

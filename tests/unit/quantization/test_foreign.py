@@ -49,7 +49,7 @@ def infer(model, data, **more):
     return np.asarray(session.run(None, {"photo": data, **more})[0])
 
 
-def refused(model, words):
+def assert_refused(model, words):
     with pytest.raises(ModelError, match=words) as caught:
         prepare_foreign(model)
     assert caught.value.exit_code == 5
@@ -149,23 +149,23 @@ def test_several_inputs():
 
 def test_half_precision_is_refused():
     model = make(w0=np.zeros((8, 3, 3, 3), np.float16))
-    refused(model, r"1 inputs or weights are not float32: w0 \(float16\)")
+    assert_refused(model, r"1 inputs or weights are not float32: w0 \(float16\)")
     model = make()
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
-    refused(model, r"not float32: photo \(float64\)")
+    assert_refused(model, r"not float32: photo \(float64\)")
 
 
 def test_custom_operators_are_refused():
     model = make()
     model.graph.node[1].domain = "acme"
     model.opset_import.append(helper.make_opsetid("acme", 1))
-    refused(model, "cannot be quantized: custom-operator at /r/Relu: acme::Relu is a custom operator")
+    assert_refused(model, "cannot be quantized: custom-operator at /r/Relu: acme::Relu is a custom operator")
 
 
 def test_integer_operators_are_refused():
     body = "y, ys, yz = DynamicQuantizeLinear (photo) z = Cast <to = 1> (y) "
     body += "scores = ReduceMean <keepdims = 0> (z, axes)"
-    refused(make(body, outputs="float[n, 3] scores", axes=np.array([2, 3])), "integer-operator at /y/Dynamic")
+    assert_refused(make(body, outputs="float[n, 3] scores", axes=np.array([2, 3])), "integer-operator at /y/Dynamic")
 
 
 def test_control_flow_is_refused():
@@ -175,13 +175,13 @@ def test_control_flow_is_refused():
     node = helper.make_node("If", ["yes"], ["r"], "choice", then_branch=branch, else_branch=branch)
     model.graph.node[1].CopyFrom(node)
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(True), "yes"))
-    refused(model, "control-flow at choice: If has 2 inner graph")
+    assert_refused(model, "control-flow at choice: If has 2 inner graph")
 
 
 def test_opsets_that_cannot_be_converted():
     body = "b = BatchNormalization <spatial = 0> (photo, s, s, s, s) scores = Flatten (b)"
     model = make(body, opset=7, outputs="float[n, k] scores", s=np.ones(3, np.float32))
-    refused(model, "Opset 7 cannot be converted to 20: .*spatial must have value 1")
+    assert_refused(model, "Opset 7 cannot be converted to 20: .*spatial must have value 1")
 
 
 def test_why_layers_are_float():
