@@ -21,31 +21,15 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """\
-name: tiny
-data: {dataset: digits, train_samples: 300}
-steps:
-  teacher: {stage: train, model: {name: mlp, widths: [16]}, epochs: 3, learning_rate: 0.05}
-  float: {stage: export, model: teacher}
-  int8: {stage: calibrate, model: float, samples: 100, method: minmax}
-  engine: {stage: engine, model: int8}
-  report:
-    stage: benchmark
-    reference: teacher
-    float_twin: float
-    variants: [float, int8, engine]
-    latency: {batches: [1], blocks: 6, slot_iterations: 1, slot_ms: 1, warmup_ms: 1, processes: 2}
-gates: {top1_drop_pp: 20.0}
-"""
 STEPS = ["teacher", "float", "int8", "engine", "report"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: str) -> Path:
     """A project with a recipe that has run once."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "pyproject.toml").touch()
-    (folder / "tiny.yaml").write_text(RECIPE)
+    (folder / "tiny.yaml").write_text(tiny_recipe)
     return folder
 
 
@@ -256,7 +240,7 @@ def test_report_in_every_form(ran: Path, cli: Cli) -> None:
     assert (ran / "report.html").read_bytes() == (ran / "artifacts/runs/tiny-0001.html").read_bytes()
 
 
-def test_every_run_writes_a_page_for_every_benchmark(ran: Path, cli: Cli, tmp_path: Path) -> None:
+def test_every_run_writes_a_page_for_every_benchmark(ran: Path, cli: Cli, tmp_path: Path, tiny_recipe: str) -> None:
     found = document(cli("run", "tiny.yaml", "--json", cwd=ran))
     (path,) = found["pages"].values()
     assert Path(path) == ran / "artifacts" / "runs" / f"{found['run']}.html"
@@ -269,7 +253,7 @@ def test_every_run_writes_a_page_for_every_benchmark(ran: Path, cli: Cli, tmp_pa
     variants: [float]
     latency: {batches: [1], blocks: 6, slot_iterations: 1, slot_ms: 1, warmup_ms: 1, processes: 2}
 gates:"""
-    (tmp_path / "twice.yaml").write_text(RECIPE.replace("gates:", again))
+    (tmp_path / "twice.yaml").write_text(tiny_recipe.replace("gates:", again))
     twice = document(cli("run", tmp_path / "twice.yaml", "--store", ran / "artifacts", "--json"))
     pages = {step: Path(page) for step, page in twice["pages"].items()}
     assert {step: page.name for step, page in pages.items()} == {
@@ -327,7 +311,9 @@ def test_a_failed_step_is_in_the_document(ran: Path, cli: Cli) -> None:
     assert done.stdout.splitlines()[3].split()[:3] == ["int8", "calibrate", "failed"]
 
 
-def test_the_document_of_a_failed_run_is_its_own_and_not_that_of_a_newer_one(cli: Cli, tmp_path: Path) -> None:
+def test_the_document_of_a_failed_run_is_its_own_and_not_that_of_a_newer_one(
+    cli: Cli, tmp_path: Path, tiny_recipe: str
+) -> None:
     (tmp_path / "net.py").write_text("""
 from pathlib import Path
 from compress.artifacts.runs import RunRecord
@@ -338,7 +324,7 @@ def build():
     raise ValueError("no network")
 """)
     model = "steps.teacher.model={name: 'net:build'}"
-    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    (tmp_path / "tiny.yaml").write_text(tiny_recipe)
     done = cli("run", "tiny.yaml", "--json", "--store", "store", "--set", model, cwd=tmp_path)
     assert done.returncode == 5, done.stderr
     found = document(done)

@@ -19,26 +19,12 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """\
-name: tiny
-data: {dataset: digits, train_samples: 300}
-steps:
-  teacher: {stage: train, model: {name: mlp, widths: [16]}, epochs: 3, learning_rate: 0.05}
-  float: {stage: export, model: teacher}
-  int8: {stage: calibrate, model: float, samples: 100, method: minmax}
-  engine: {stage: engine, model: int8}
-  report:
-    stage: benchmark
-    reference: teacher
-    float_twin: float
-    variants: [float, int8, engine]
-    latency: {batches: [1], blocks: 6, slot_iterations: 1, slot_ms: 1, warmup_ms: 1, processes: 2}
+PLAIN = """\
   plain:
     stage: benchmark
     reference: teacher
     variants: [float]
     latency: {batches: [1], blocks: 6, slot_iterations: 1, slot_ms: 1, warmup_ms: 1, processes: 2}
-gates: {top1_drop_pp: 20.0}
 """
 REASON = why_not("tensorrt_rtx")
 
@@ -49,11 +35,11 @@ def document(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+def first(tmp_path_factory: pytest.TempPathFactory, cli: Cli, tiny_recipe: str) -> Path:
     """A project whose recipe has run once; nothing is done in it."""
     folder = tmp_path_factory.mktemp("first")
     (folder / "pyproject.toml").touch()
-    (folder / "tiny.yaml").write_text(RECIPE)
+    (folder / "tiny.yaml").write_text(tiny_recipe.replace("gates:", f"{PLAIN}gates:"))
     done = cli("run", "tiny.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
