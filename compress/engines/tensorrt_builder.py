@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any, TypedDict, Unpack
 
 from compress.engines.availability import obstacle
@@ -59,6 +60,7 @@ def build_engine(
     batch: Sequence[int] | Sequence[Sequence[int]] = (1, 8, 64),
     input_name: str = "image",
     timeout_s: float = 900.0,
+    stop: Event | None = None,
     **options: Unpack[BuildOptions],
 ) -> dict[str, Any]:
     """Build an engine and its sidecar; the same ONNX bytes give the same plan bytes from any folder.
@@ -72,6 +74,7 @@ def build_engine(
             Several such triples give as many optimization profiles.
         input_name: the input whose batch this is; other inputs with a dynamic first axis get the same.
         timeout_s: the build is stopped after that many seconds, > 0.
+        stop: the build is stopped soon after another thread sets it.
         **options: see `BuildOptions`.
 
     Returns:
@@ -80,7 +83,7 @@ def build_engine(
     Raises:
         UsageError: batch, input name, precision, limits or GPUs make no sense, or the backend has no such setting.
         ModelError: the graph is invalid or unsupported, or crashes the builder.
-        UnavailableError: the backend or the GPU that it needs is not here, or the time is up.
+        UnavailableError: the backend or the GPU that it needs is not here, the time is up, or `stop` is set.
         TryAgainError: the disk is full.
     """
     batches = as_profiles(batch)
@@ -88,7 +91,7 @@ def build_engine(
     # On the plan's own file system, so that the finished plan is moved into place whole.
     with tempfile.TemporaryDirectory(prefix=".build-", dir=plan_path.parent) as folder:
         request = _request_in(Path(folder).absolute(), onnx_path, backend, batches, input_name, options)
-        sidecar = run_child(request, timeout_s)
+        sidecar = run_child(request, timeout_s, stop=stop)
         if sidecar.timing_cache_sha256 is not None:
             os.replace(request.cache_path, timing_cache_path(plan_path))
         os.replace(request.plan_path, plan_path)
@@ -124,16 +127,19 @@ def _request_in(
     )
 
 
-def run_child(request: BuildRequest, timeout_s: float, command: Sequence[str] = CHILD) -> Sidecar:
+def run_child(
+    request: BuildRequest, timeout_s: float, command: Sequence[str] = CHILD, stop: Event | None = None
+) -> Sidecar:
     """Hand a request to the building process and turn however it ends into a sidecar or an error.
 
     Args:
         request: what to build.
         timeout_s: limit in seconds.
         command: the process; it must read the request from standard input.
+        stop: once it is set, the process is killed.
 
     Raises:
-        CompressError: what the child reported, or its crash or the time limit as such.
+        CompressError: what the child reported, or its crash, the time limit or `stop` as such.
         RuntimeError: the child failed in a way that nobody foresaw.
     """
     # It starts in its own empty folder: a module of the user's that happens to be called `onnx` is not imported.
@@ -152,7 +158,7 @@ def run_child(request: BuildRequest, timeout_s: float, command: Sequence[str] = 
         )
     with process, progress(f"{request.backend}: building", None, "steps") as bar:
         try:
-            stderr = _wait(process, request, timeout_s, bar)
+            stderr = _wait(process, request, timeout_s, bar, stop)
         except BaseException:
             process.kill()
             raise
@@ -169,7 +175,7 @@ def run_child(request: BuildRequest, timeout_s: float, command: Sequence[str] = 
     return answer.sidecar
 
 
-def _wait(process: subprocess.Popen[str], request: BuildRequest, timeout_s: float, bar: Bar) -> str:
+def _wait(process: subprocess.Popen[str], request: BuildRequest, timeout_s: float, bar: Bar, stop: Event | None) -> str:
     """Wait for the process while showing how far it is; returns what it wrote to standard error."""
     deadline = time.monotonic() + timeout_s
     document: str | None = request.model_dump_json()
@@ -180,6 +186,10 @@ def _wait(process: subprocess.Popen[str], request: BuildRequest, timeout_s: floa
             return stderr
         except subprocess.TimeoutExpired as error:
             document = None  # is on its way; what was read so far is kept
+            if stop is not None and stop.is_set():
+                raise UnavailableError(
+                    f"{request.backend} was stopped before it had finished", where=request.onnx_path.name
+                ) from error
             if time.monotonic() >= deadline:
                 raise UnavailableError(
                     f"{request.backend} did not finish within {timeout_s:g} s{_last_messages(request.log_path)}",

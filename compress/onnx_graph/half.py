@@ -5,14 +5,17 @@ Inputs and outputs stay float32. Operators that lose digits where it matters sta
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
-from onnx import TensorProto, defs, helper, shape_inference
+from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 
 from compress.errors import ModelError
 from compress.onnx_graph.canonical import DEQUANTIZE, QUANTIZE
 from compress.onnx_graph.graph import (
     GraphIndex,
+    attributes,
     copy_model,
     names_of,
     opset_of,
@@ -33,12 +36,21 @@ SENSITIVE = frozenset(
 )
 # Between two sensitive operators these stay float32 too, as in the variance of a layer norm: two casts less.
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Max", "Min"})
+_LAYERS = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
+# What keeps a divisor off zero by a constant, and what passes that on.
+_FLOORS = frozenset({"Add", "Clip", "Max", "Where"})
+_CARRIERS = frozenset(
+    {
+        *("Abs", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+        *("Div", "Reciprocal", "Sqrt"),
+    }
+)
 # Their output type is an attribute, which keeps saying float32.
 _TYPED_BY_ATTRIBUTE = frozenset({"Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform"})
 _QDQ_OPSET = 19  # from here on scales may be float16
 _HALF = np.finfo(np.float16)
-# Halves below the smallest normal number have fewer than 11 bits, and a scale is a factor of everything after it.
-_SMALLEST_SCALE = float(_HALF.tiny)
+# Halves below the smallest normal number have fewer than 11 bits, down to none; a scale or an epsilon needs them.
+_SMALLEST = float(_HALF.tiny)
 _LARGEST = float(_HALF.max)
 _FLOAT16 = "tensor(float16)"
 
@@ -46,7 +58,8 @@ _FLOAT16 = "tensor(float16)"
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that computes in float16; graph inputs and outputs keep float32.
 
-    Operators of `SENSITIVE`, and those that read a constant which float16 cannot hold, stay float32 between casts.
+    Operators of `SENSITIVE`, and those that read a constant which float16 cannot hold or makes zero, stay float32
+    between casts, and so do divisions that only such a constant keeps from being 0 / 0.
     Q/DQ pairs stay where they are: scales become float16 (rounded to 11 bits) where the tensor beside them does.
 
     Args:
@@ -96,8 +109,8 @@ class _Conversion:
             for node in self.index.graph.node
             if node.op_type in SENSITIVE | _TYPED_BY_ATTRIBUTE
             or node.domain not in ("", "ai.onnx")
-            or self._holds_too_much(node)
-        }
+            or self._needs_float(node)
+        } | self._divisions_by_epsilons()
         for node in self.index.graph.node:
             sources = [name for name in node.input if name in self.floats and name not in self.index.constants]
             made_by = [self.index.producer(name) for name in sources]
@@ -115,16 +128,64 @@ class _Conversion:
                 single.add(node.output[0])
         return single
 
-    def _holds_too_much(self, node: onnx.NodeProto) -> bool:
+    def _needs_float(self, node: onnx.NodeProto) -> bool:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             return not _fits_scale(self.index.constant(node.input[1]))
-        sources = [*node.input]
-        if node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose"):
+        if node.op_type in _LAYERS:
             # A cast between its DQ and a layer would cost the layer its integers, so the layer follows its scales.
             scales = [maker.input[1] for name in node.input if (maker := self.index.producer(name, DEQUANTIZE))]
             if not all(_fits_scale(self.index.constant(name)) for name in scales):
                 return True
-        return any(not _fits(self.index.constant(name)) for name in sources if name in self.floats)
+        return any(not _fits(self._constant(name), node.op_type) for name in node.input if name in self.floats)
+
+    def _constant(self, name: str) -> np.ndarray | None:
+        """The value of an initializer or of a Constant node."""
+        maker = self.index.producer(name, "Constant")
+        if maker is None:
+            return self.index.constant(name)
+        found = attributes(maker)
+        if "value" in found:
+            return numpy_helper.to_array(found["value"])
+        value = found.get("value_float", found.get("value_floats"))
+        return None if value is None else np.asarray(value, np.float32)
+
+    def _divisions_by_epsilons(self) -> set[str]:
+        """Divisions whose divisor only a small constant keeps off zero, and what stands between the two.
+
+        The constant's own node in float32 is not enough: a cast behind it would give zero again.
+        """
+        found: set[str] = set()
+        for node in self.index.graph.node:
+            if node.op_type not in ("Div", "Mul"):
+                continue
+            for name in node.input[1:] if node.op_type == "Div" else node.input:
+                bound, between = self._bound(name)
+                # The other side of a reciprocal: half has it infinite, and infinity times zero is no number.
+                if bound > _LARGEST or (node.op_type == "Div" and bound < _SMALLEST):
+                    found.update(between, node.output)
+        return found
+
+    def _bound(self, name: str) -> tuple[float, list[str]]:
+        """How near to zero (behind a reciprocal: how far up) an epsilon lets a tensor come, and the tensors between.
+
+        (1, []) where no epsilon is behind it.
+        """
+        maker = self.index.producer(name)
+        if maker is None:
+            return 1.0, []
+        if maker.op_type in _FLOORS:
+            constants = [self._constant(source) for source in maker.input if source in self.floats]
+            bound = min((_smallest(array) for array in constants if array is not None), default=math.inf)
+            return (bound, [maker.output[0]]) if bound < _SMALLEST else (1.0, [])
+        divides = maker.op_type == "Div"
+        if maker.op_type not in _CARRIERS or (divides and self._constant(maker.input[0]) is None):
+            return 1.0, []
+        bound, between = self._bound(maker.input[1 if divides else 0])
+        if maker.op_type == "Sqrt":
+            bound = math.sqrt(bound)
+        elif maker.op_type in ("Div", "Reciprocal"):
+            bound = 1 / bound
+        return bound, [*between, maker.output[0]]
 
     def _convert(self, node: onnx.NodeProto) -> None:
         if node.op_type == QUANTIZE:
@@ -213,13 +274,27 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
     return names
 
 
-def _fits(array: np.ndarray | None) -> bool:
-    """Whether float16 reaches as far as the constant; what is computed is taken to fit."""
-    return array is None or array.dtype != np.float32 or array.size == 0 or float(np.abs(array).max()) <= _LARGEST
+def _fits(array: np.ndarray | None, op_type: str) -> bool:
+    """Whether float16 holds the constant of such a node; what is computed is taken to fit."""
+    if array is None or array.dtype != np.float32 or array.size == 0:
+        return True
+    largest = float(np.abs(array).max())
+    if not largest <= _LARGEST:
+        return False
+    if op_type in _LAYERS or largest == 0:
+        return True  # a layer adds up many products: those of tiny weights are lost in the rest
+    # Each divisor counts; elsewhere (a bias, say) a tiny entry beside larger ones loses no more than itself.
+    return (_smallest(array) if op_type in ("Div", "Max") else largest) >= _SMALLEST
+
+
+def _smallest(array: np.ndarray) -> float:
+    """The smallest size of an entry other than zero; infinity where there is none."""
+    sizes = np.abs(array[array != 0])
+    return float(sizes.min()) if sizes.size else math.inf
 
 
 def _fits_scale(array: np.ndarray | None) -> bool:
     """Whether float16 keeps a scale's 11 leading bits."""
     if array is None or array.dtype != np.float32:
         return True
-    return float(array.min()) >= _SMALLEST_SCALE and float(array.max()) <= _LARGEST
+    return float(array.min()) >= _SMALLEST and float(array.max()) <= _LARGEST

@@ -1,9 +1,10 @@
 """`engine`: an ONNX file becomes TensorRT plans, each with a sidecar that says what is in it."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -84,6 +85,13 @@ class EngineConfig(StageConfig):
             raise ValueError(f"targets names one twice: {', '.join(self.targets)}")
         if isinstance(self.batch, tuple) and not self.batch:
             raise ValueError("batch is an empty list, expected at least one range")
+        if self.runtime_cache != "none" and self.backend == "tensorrt":
+            raise ValueError("runtime_cache needs backend tensorrt_rtx: tensorrt compiles everything when it builds")
+        if self.runtime_cache != "none" and len(self.targets) > 1:
+            raise ValueError(
+                "runtime_cache compiles for the GPU that is here, and at most one plan runs on it: "
+                f"expected one target, got {', '.join(self.targets)}"
+            )
         return self
 
 
@@ -138,6 +146,11 @@ def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Met
     sidecars = _build_all(config, onnx_path, plans, workspace.base)
     workspace.tensors = inputs.model.manifest.tensors
     workspace.quantization = inputs.model.manifest.quantization
+    floats = _float_layers(inputs.model)
+    if floats and all(sidecar["precision"] == "int8" for sidecar in sidecars.values()):
+        workspace.notes.append(
+            f"layers left in float compute in fp32: {', '.join(floats)}; precision: int8+fp16 would run them in fp16"
+        )
     metrics = [Metric(name="size", value=sum(plan.stat().st_size for plan in plans), unit="bytes")]
     told = [sidecar for sidecar in sidecars.values() if sidecar["operand_types"] is not None]
     if not told:
@@ -151,13 +164,13 @@ def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Met
 def _build_all(
     config: EngineConfig, onnx_path: Path, plans: dict[Path, tuple[str, ...]], base: Path
 ) -> dict[Path, dict[str, Any]]:
-    """Build every plan in a child process of its own, side by side; the first error ends the step."""
+    """Build every plan in a child process of its own, side by side; the first error or a signal ends all of them."""
     from compress.engines.runtime_cache import write_runtime_cache
     from compress.engines.tensorrt_builder import build_engine
 
     ranges = config.batch if isinstance(config.batch, tuple) else (config.batch,)
 
-    def build(plan: Path) -> dict[str, Any]:
+    def build(plan: Path, stop: Event | None = None) -> dict[str, Any]:
         sidecar = build_engine(
             onnx_path,
             plan,
@@ -166,6 +179,7 @@ def _build_all(
             input_name=INPUT,
             precision=None if config.precision == "auto" else config.precision,
             timeout_s=config.timeout_s,
+            stop=stop,
             workspace_bytes=config.workspace_bytes,
             compute_capabilities=plans[plan],
             hardware_compatibility=None if config.hardware_compatibility == "none" else config.hardware_compatibility,
@@ -178,13 +192,20 @@ def _build_all(
 
     if len(plans) == 1:
         return {plan: build(plan) for plan in plans}
+    return _side_by_side(build, tuple(plans))
+
+
+def _side_by_side(build: Callable[[Path, Event], dict[str, Any]], plans: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    stop = Event()
     with progress("engines", len(plans), "plans") as bar, ThreadPoolExecutor(max_workers=len(plans)) as pool:
-        building = {plan: pool.submit(build, plan) for plan in plans}
-        built: dict[Path, dict[str, Any]] = {}
-        for plan, future in building.items():
-            built[plan] = future.result()
-            bar.advance()
-        return built
+        try:
+            building = {plan: pool.submit(build, plan, stop) for plan in plans}
+            for future in as_completed(building.values()):
+                future.result()
+                bar.advance()
+            return {plan: future.result() for plan, future in building.items()}
+        finally:
+            stop.set()  # after an error or a signal: the pool waits for every build
 
 
 def _note(prefix: str, sidecar: dict[str, Any], model: OnnxModel | QuantizedOnnx, workspace: Workspace) -> None:
@@ -223,7 +244,7 @@ def _operand_metrics(operands: dict[str, Any], metrics: list[Metric]) -> list[Me
 
 ENGINE = Stage(
     name="engine",
-    version=2,
+    version=3,
     config=EngineConfig,
     inputs=EngineInputs,
     output=Engine,

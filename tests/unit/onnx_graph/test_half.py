@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, checker, numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
 
 from compress.errors import ModelError
 from compress.onnx_graph.half import is_quantized, to_half
@@ -138,6 +139,79 @@ def test_a_weight_that_half_cannot_hold_keeps_its_layer_in_float():
     found = reads_half(to_half(make(FLOAT, w1=large)))
     assert not found["Conv"]
     assert found["Relu"]
+
+
+NORMALIZED = {
+    "clip": "norm = ReduceL2 <keepdims = 1> (raised, axes)  safe = Clip (norm, tiny)",
+    "max": "norm = ReduceL2 <keepdims = 1> (raised, axes)  safe = Max (norm, tiny)",
+    "add": "norm = ReduceL2 <keepdims = 1> (raised, axes)  safe = Add (norm, tiny)",
+    "root": "norm = ReduceSumSquare <keepdims = 1> (raised, axes)  above = Add (norm, tiny)  safe = Sqrt (above)",
+}
+NORMALIZE = """
+<ir_version: 10, opset_import: ["" : 20]>
+net (float[batch,3,8,8] image) => (float[batch,3,8,8] logits) {
+  raised = Relu (image)
+  %s
+  %s
+}
+"""
+DIVISIONS = {
+    "div": "shape = Shape (raised)  wide = Expand (safe, shape)  logits = Div (raised, wide)",
+    "reciprocal": "inverse = Reciprocal (safe)  logits = Mul (raised, inverse)",
+    "one over": "inverse = Div (one, safe)  logits = Mul (raised, inverse)",
+}
+
+
+def normalize(form: str, division: str, tiny: float) -> ModelProto:
+    return make(
+        NORMALIZE % (NORMALIZED[form], DIVISIONS[division]),
+        axes=np.array([1]),
+        tiny=np.asarray(tiny, np.float32),
+        one=np.asarray(1, np.float32),
+    )
+
+
+def with_a_zero_row() -> np.ndarray:
+    image = IMAGE.copy()
+    image[0] = 0
+    return image
+
+
+@pytest.mark.parametrize("form", NORMALIZED)
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_a_zero_row_is_normalized_to_zero(form, division):
+    model = normalize(form, division, 1e-12)
+    half = to_half(model)
+    image = with_a_zero_row()
+    # The reference computes in float16 where the graph says so; a NaN would warn too, and warnings are errors.
+    got, *_ = [np.asarray(output) for output in ReferenceEvaluator(half).run(None, {"image": image})]
+    assert reads_half(half)["Relu"]
+    np.testing.assert_array_equal(got[0], 0)
+    np.testing.assert_allclose(got, run(model, image), atol=2e-3)
+
+
+def test_an_epsilon_may_come_from_a_node():
+    model = normalize("clip", "div", 1e-12)
+    del model.graph.initializer[[tensor.name for tensor in model.graph.initializer].index("tiny")]
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["tiny"], value_float=1e-12))
+    (got,) = ReferenceEvaluator(to_half(model)).run(None, {"image": with_a_zero_row()})
+    assert np.isfinite(got).all()
+
+
+def test_an_epsilon_that_half_holds_costs_nothing():
+    found = reads_half(to_half(normalize("clip", "div", 1e-3)))
+    assert [found[name] for name in ("ReduceL2", "Clip", "Expand", "Div")] == [False, True, True, True]
+
+
+def test_single_tiny_weights_keep_nothing_in_float():
+    weight = numpy_helper.to_array(make(FLOAT).graph.initializer[0]).copy()
+    weight[0, 0] = 1e-12
+    found = reads_half(to_half(make(FLOAT, w1=weight, b1=np.full(4, 1e-9, np.float32))))
+    assert found["Conv"]
+    text = FLOAT.replace("r1 = Relu (c1)", "shifted = Add (c1, shift)  r1 = Relu (shifted)")
+    shift = np.array([1e-9, 0.1, 0, 0.3], np.float32).reshape(4, 1, 1)
+    assert reads_half(to_half(make(text, shift=shift)))["Add"]
+    assert not reads_half(to_half(make(text.replace("Add", "Div"), shift=shift)))["Div"]
 
 
 def test_the_inside_of_a_layer_norm_stays_float():

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier, Event, main_thread
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, parser
 from pydantic import ValidationError
 
-from compress.artifacts.manifest import Kind
+from compress.artifacts.manifest import Kind, Quantization
+from compress.cli.process import call
+from compress.engines import tensorrt_builder
 from compress.engines.availability import check_library
-from compress.errors import UnavailableError, UsageError
+from compress.engines.build_request import BuildRequest
+from compress.errors import EXIT_SIGTERM, UnavailableError, UsageError
 from compress.pipeline.machine import FACTS
 from compress.stages.engine import ENGINE, EngineConfig, EngineInputs, resolve, sources
 
@@ -90,6 +100,97 @@ def test_what_the_builder_refuses_ends_the_step(execute, model, config, message)
     assert caught.value.exit_code == 2
 
 
+@pytest.fixture
+def partly_quantized(make):
+    """A quantized ONNX artifact whose second convolution is float."""
+    artifact = make("int8", Kind.QUANTIZED_ONNX)
+    artifact.path.mkdir()
+    graph = parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[batch,3,8,8] image) => (float[batch,4,6,6] logits) {
+          codes = QuantizeLinear (image, scale, zero)
+          levels = DequantizeLinear (codes, scale, zero)
+          weight = DequantizeLinear <axis = 0> (weight_codes, scales, zeros)
+          conv_0 = Conv <pads = [1, 1, 1, 1]> (levels, weight)
+          logits = Conv (conv_0, kernel)
+        }
+        """
+    )
+    for node in graph.graph.node:
+        node.name = {"logits": "conv_1"}.get(node.output[0], node.output[0])
+    random = np.random.default_rng(0)
+    constants = {
+        "scale": np.float32(1 / 127),
+        "zero": np.int8(0),
+        "weight_codes": random.integers(-127, 128, (8, 3, 3, 3)).astype(np.int8),
+        "scales": np.full(8, 0.01, np.float32),
+        "zeros": np.zeros(8, np.int8),
+        "kernel": random.standard_normal((4, 8, 3, 3)).astype(np.float32),
+    }
+    graph.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items())
+    onnx.save(graph, artifact.path / "model.onnx")
+    quantization = Quantization(scheme="int8-symmetric", float_layers=("conv_1",))
+    return replace(artifact, manifest=artifact.manifest.model_copy(update={"quantization": quantization}))
+
+
+@with_builder
+@pytest.mark.parametrize(("precision", "said"), [("auto", True), ("int8+fp16", False)])
+def test_float_layers_of_an_int8_engine_are_said_to_be_fp32(execute, partly_quantized, precision, said):
+    engine = execute(ENGINE, "engine", EngineInputs(partly_quantized), precision=precision)
+    note = "layers left in float compute in fp32: conv_1; precision: int8+fp16 would run them in fp16"
+    assert (note in engine.manifest.notes) is said
+    assert {metric.name: metric.value for metric in engine.manifest.metrics}["int8_convolutions"] == 1
+
+
+def children(monkeypatch: pytest.MonkeyPatch, of_second_target: str, *, terminated: bool = False) -> None:
+    """Builds of two targets whose processes run Python code: the first one's sleeps for a minute."""
+    both = Barrier(2)
+
+    def build(onnx_path: Path, plan: Path, *, stop: Event, **settings: Any) -> dict[str, Any]:
+        folder = plan.parent / f"build-{plan.stem}"
+        folder.mkdir()
+        request = BuildRequest(
+            onnx_path=onnx_path,
+            plan_path=folder / "plan",
+            answer_path=folder / "answer.json",
+            log_path=folder / "log.jsonl",
+            progress_path=folder / "progress",
+            cache_path=folder / "timing_cache",
+            backend="tensorrt_rtx",
+            batches=((1, 1, 1),),
+            input_name="image",
+        )
+        both.wait(30)
+        second = plan.stem == "model-8.9"
+        if second and terminated:
+            signal.pthread_kill(main_thread().ident or 0, signal.SIGTERM)
+        code = of_second_target if second else SLEEP
+        command = [sys.executable, "-c", code]
+        return tensorrt_builder.run_child(request, 60, command, stop).model_dump(mode="json")
+
+    monkeypatch.setattr(tensorrt_builder, "build_engine", build)
+
+
+SLEEP = "import time; time.sleep(60)"
+
+
+def test_the_error_of_one_target_stops_the_others(execute, model, monkeypatch):
+    children(monkeypatch, "raise SystemExit(3)")
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="building process ended with 3"):
+        execute(ENGINE, "engine", EngineInputs(model), targets=["8.6", "8.9"])
+    assert time.monotonic() - started < 20  # returns only when both processes are gone
+
+
+def test_a_signal_stops_the_builds_of_every_target(execute, model, monkeypatch):
+    children(monkeypatch, SLEEP, terminated=True)
+    started = time.monotonic()
+    targets = ["8.6", "8.9"]
+    assert call(lambda: execute(ENGINE, "engine", EngineInputs(model), targets=targets)) == EXIT_SIGTERM
+    assert time.monotonic() - started < 20
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -99,11 +200,20 @@ def test_what_the_builder_refuses_ends_the_step(execute, model, config, message)
         ({"batch": [{"min": 9, "opt": 8, "max": 64}]}, "expected min <= opt <= max"),
         ({"precision": "fp8"}, "'fp32', 'fp16', 'int8' or 'int8\\+fp16'"),
         ({"runtime_cache": "elsewhere"}, "should match pattern"),
+        ({"runtime_cache": "here", "backend": "tensorrt"}, "runtime_cache needs backend tensorrt_rtx"),
+        (
+            {"runtime_cache": "here", "targets": [8.6, 8.9]},
+            r"at most one plan runs on it: expected one target, got 8\.6, 8\.9",
+        ),
     ],
 )
 def test_impossible_settings(config, message):
     with pytest.raises(ValidationError, match=message):
         EngineConfig.model_validate(config)
+
+
+def test_one_target_may_have_a_runtime_cache():
+    assert EngineConfig.model_validate({"runtime_cache": "here", "targets": [8.6]}).runtime_cache == "here"
 
 
 def test_what_auto_becomes():
