@@ -298,7 +298,9 @@ def quantize_model(
     method: Annotated[
         str, typer.Option(metavar="METHOD", help="minmax, moving_average, percentile, entropy or mse.")
     ] = "entropy",
-    percentile: Annotated[float, typer.Option(metavar="P", help="Of |x|, for --method percentile.")] = 99.99,
+    percentile: Annotated[
+        float | None, typer.Option(metavar="P", help="Of |x|, for --method percentile; default: 99.99.")
+    ] = None,
     weights: Annotated[str, typer.Option(metavar="METHOD", help="Range of weights: max or mse.")] = "max",
     granularity: Annotated[
         str, typer.Option(metavar="KIND", help="Scales of weights: per_channel or per_tensor.")
@@ -319,7 +321,10 @@ def quantize_model(
 
     log.configure(json=json)
     left = tuple(float_layer or ())
-    settings = QuantizeSettings(method, percentile, weights, granularity, left)  # type: ignore[arg-type]
+    if percentile is not None and method != "percentile":
+        raise UsageError(f"--percentile {percentile:g} belongs to --method percentile, not {method}")
+    share = QuantizeSettings.percentile if percentile is None else percentile
+    settings = QuantizeSettings(method, share, weights, granularity, left)  # type: ignore[arg-type]
     quantize_file(file, settings, QuantizeOptions(data, output, samples, value_range, max_mib, as_json=json))
 
 

@@ -16,11 +16,15 @@ from compress.onnx_graph.graph import GraphIndex, opset_of
 from compress.onnx_graph.lint import LAYERS
 
 _PLURALS = {"Conv": "convs", "Gemm": "gemms", "MatMul": "matmuls"}
-# Names of convolutions and matrix products after the optimizations of ONNX Runtime.
-INTEGER_KERNELS = (
-    "QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul".split()
+# Names of convolutions, matrix products and attention after the optimizations of ONNX Runtime.
+INTEGER_KERNELS = frozenset(
+    "QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul "
+    "QAttention".split()
 )
-FLOAT_KERNELS = frozenset("Conv FusedConv ConvTranspose Gemm FusedGemm MatMul FusedMatMul".split())
+FLOAT_KERNELS = frozenset(
+    "Conv FusedConv NhwcFusedConv ConvTranspose Gemm FusedGemm MatMul FusedMatMul FusedMatMulActivation "
+    "TransposeMatMul Attention MultiHeadAttention".split()
+)
 
 
 def summarize(model: onnx.ModelProto) -> dict[str, Any]:

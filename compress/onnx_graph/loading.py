@@ -17,6 +17,7 @@ from compress.onnx_graph.canonical import canonical_bytes
 SIZE_LIMIT_BYTES = 2**31 - 1  # of a protobuf message; weights beyond it must be external data
 EXPORT_AGAIN = "Export the model again; see `compress show` for the artifact that the file came from."
 _INSIDE = "Save the model again with its weights inside (save_as_external_data=False)."
+_MOST_DIGITS = 19  # of a place in a file
 # Infinity is an ordinary constant in front of these; elsewhere it is a weight that diverged.
 _TAKE_INFINITY = frozenset({"Where", "Clip", "Min", "Max", "Equal", "Less", "Greater"})
 
@@ -257,5 +258,13 @@ def _external_bytes(tensor: onnx.TensorProto, folder: Path, where: str) -> int:
             where=where,
             hint=_INSIDE,
         )
-    length = entries.get("length", "")
-    return min(int(length), size_bytes) if length.isdecimal() else size_bytes
+    for key in ("offset", "length"):
+        number = entries.get(key, "0")
+        if not (number.isascii() and number.isdecimal() and len(number) <= _MOST_DIGITS):
+            raise ModelError(
+                f"External data {location!r} of tensor {tensor.name} has {key} {number[:_MOST_DIGITS]!r}; expected "
+                "a number of bytes.",
+                where=where,
+                hint=_INSIDE,
+            )
+    return min(int(entries["length"]), size_bytes) if "length" in entries else size_bytes

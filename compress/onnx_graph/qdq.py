@@ -102,7 +102,8 @@ def insert_qdq(
         The signed symmetric graph: zero point 0, int8 codes -127..127 for weights, float biases.
 
     Raises:
-        ModelError: scales are missing (all are named), a weight's scales do not fit its channels, or opset < 13.
+        ModelError: scales are missing (all are named), a weight's scales do not fit its channels or lie along another
+            axis, or opset < 13.
     """
     if opset_of(model) < FIRST_OPSET:
         raise ModelError(f"The graph has opset {opset_of(model)}; expected at least {FIRST_OPSET}.")
@@ -116,9 +117,9 @@ def insert_qdq(
             f"No scale for {len(missing)} tensor(s): {', '.join(missing)}.", hint="Calibrate the graph first."
         )
     dequantized = _existing_pairs(result, index)
-    claims = Counter((spot.tensor, spot.axis) for spot in unquantized)
+    claims = Counter(_claim(spot, scales) for spot in unquantized)
     for spot in unquantized:
-        key = (spot.tensor, spot.axis)
+        key = _claim(spot, scales)
         if key not in dequantized and spot.axis is None:
             dequantized[key] = _emit_activation(result, spot.tensor, scales[spot.tensor], taken)
         elif key not in dequantized:
@@ -127,6 +128,11 @@ def insert_qdq(
             dequantized[key] = _emit_weight(result, index, spot, scales[spot.tensor], taken, shared)
         spot.node.input[spot.position] = dequantized[key]
     return tidy(result)
+
+
+def _claim(spot: Spot, scales: Mapping[str, Scale]) -> tuple[str, int | None]:
+    """What one pair serves: a tensor with one scale, or a weight with one for each index of an axis."""
+    return spot.tensor, spot.axis if isinstance(scales[spot.tensor].scale, tuple) else None
 
 
 def share_scales(
@@ -218,6 +224,12 @@ def _emit_weight(
     weight = index.required(spot.tensor, "weight")
     axis = spot.axis or 0
     steps = np.asarray(scale.scale, np.float32)  # 0-d where the whole weight has one
+    if steps.size > 1 and scale.axis is not None and scale.axis % weight.ndim != axis:
+        raise ModelError(
+            f"Weight {spot.tensor} has scales along axis {scale.axis}; expected {axis}, of output channels.",
+            where=f"node {spot.node.name}",
+            hint="Give a weight that layers read along different axes one scale.",
+        )
     if steps.ndim and steps.size != weight.shape[axis]:
         raise ModelError(
             f"Weight {spot.tensor} has {weight.shape[axis]} output channels but {steps.size} scales.",

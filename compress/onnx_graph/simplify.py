@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from compress.errors import ModelError
@@ -25,8 +25,10 @@ from compress.onnx_graph.graph import (
     unique_name,
 )
 
-FOLD_LIMIT_ELEMENTS = 1 << 26  # a constant that folding would blow up beyond this stays computed
+FOLD_LIMIT_ELEMENTS = 1 << 26  # of one constant that is computed, and of what folding adds to a graph in all
+SHAPE_LIMIT_ELEMENTS = 1 << 10  # an input beyond this is no shape
 RANDOM_OPERATORS = frozenset({"RandomNormal", "RandomUniform", "Bernoulli", "Multinomial"})
+SELECTING_OPERATORS = frozenset({"NonZero", "Compress", "Unique"})  # make no more than the indices of all elements
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,16 +36,18 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Also: a weight's Q is folded into an int8 initializer, a Transpose between an int8 weight and its reader is
     folded into the initializer, and a mean over height and width becomes GlobalAveragePool, for which both
-    TensorRT and ONNX Runtime have int8 kernels. A Reshape whose shape is computed from the batch axis alone gets a
+    TensorRT and ONNX Runtime have int8 kernels. A Gemm whose bias is one row or one number gets one number for each
+    channel, as integer kernels want it. A Reshape whose shape is computed from the batch axis alone gets a
     stored one. Names of surviving tensors stay.
 
     Raises:
-        ModelError: control flow, or shapes that contradict each other.
+        ModelError: control flow, shapes that contradict each other, or constants beyond `FOLD_LIMIT_ELEMENTS`.
     """
     result = tidy(copy_model(model))
     _fold_constants(result)
     _remove_identities(result)
     _fold_weight_transposes(result)
+    _broadcast_gemm_biases(result)
     _fold_batch_norms(result)
     _pool_from_mean(result)
     _constant_reshapes(result)
@@ -53,40 +57,72 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 def _fold_constants(model: onnx.ModelProto) -> None:
     index = GraphIndex(model)
     opset = opset_of(model)
-    kept = []
+    kept, added = [], 0
     for node in model.graph.node:
-        values = [index.constant(name) for name in node.input if name]
+        names = list(dict.fromkeys(filter(None, node.input)))
         random = node.op_type in RANDOM_OPERATORS
         # a DequantizeLinear of a constant is how int8 weights are stored: folding it would undo the quantization
-        if random or node.op_type == DEQUANTIZE or any(value is None for value in values):
+        if random or node.op_type == DEQUANTIZE or any(name not in index.constants for name in names):
             kept.append(node)
             continue
-        for name, array in _evaluate(node, dict(zip(filter(None, node.input), values, strict=True)), opset).items():
-            if array.size > FOLD_LIMIT_ELEMENTS:
-                raise ModelError(
-                    f"A constant of {array.size} elements is computed in the graph; the limit is "
-                    f"{FOLD_LIMIT_ELEMENTS}.",
-                    where=f"node {node.name or name}",
-                    hint="Store it as a parameter or compute it from the input.",
-                )
+        alone = _alone(node, [index.constants[name] for name in names], opset)
+        values = {name: index.required(name, "operand") for name in names}
+        sizes = _result_sizes(alone, values)
+        if sizes is None:
+            kept.append(node)
+            continue
+        added += max(0, sum(sizes) - sum(array.size for array in values.values()))
+        elements = max([added, *sizes])
+        if elements > FOLD_LIMIT_ELEMENTS:
+            raise ModelError(
+                f"Constants of {elements} elements are computed in the graph; the limit is {FOLD_LIMIT_ELEMENTS}.",
+                where=f"node {node.name or node.output[0]}",
+                hint="Store them as parameters or compute them from the input.",
+            )
+        for name, array in _evaluate(alone, values).items():
             model.graph.initializer.append(tensor_from(array, name))
             index.constants[name] = model.graph.initializer[-1]
     set_nodes(model, kept)
 
 
-def _evaluate(node: onnx.NodeProto, values: dict[str, np.ndarray | None], opset: int) -> dict[str, np.ndarray]:
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-        for name, v in values.items()
-        if v is not None
-    ]
-    names = [name for name in node.output if name]
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    graph = helper.make_graph([node], "fold", inputs, outputs)
-    mini = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
+def _alone(node: onnx.NodeProto, tensors: list[onnx.TensorProto], opset: int) -> onnx.ModelProto:
+    """The node as a model of its own; what may be a shape is stored in it, so that shape inference can read it."""
+    inputs = [helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in tensors]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+    shapes = [tensor for tensor in tensors if math.prod(tensor.dims) <= SHAPE_LIMIT_ELEMENTS]
+    graph = helper.make_graph([node], "fold", inputs, outputs, shapes)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
+
+
+def _result_sizes(alone: onnx.ModelProto, values: dict[str, np.ndarray]) -> list[int] | None:
+    """How many elements the one node's results have at most, before they take memory; None where nothing tells."""
+    (node,) = alone.graph.node
+    if node.domain:
+        return None  # nobody but its own runtime can compute it
+    if node.op_type == "Constant" and not any(attribute.HasField("sparse_tensor") for attribute in node.attribute):
+        return []  # stored in the file already
+    if node.op_type in SELECTING_OPERATORS:
+        return [sum(array.ndim * array.size for array in values.values())]
+    if node.op_type == "Range":  # shape inference subtracts in the type of the operands, and wraps
+        start, end, step = (float(values[name].item()) for name in node.input)
+        steps = (end - start) / step if step else math.inf
+        return [max(0, math.ceil(steps))] if math.isfinite(steps) else None
+    inferred = shape_inference.infer_shapes(alone).graph
+    shapes = {value.name: value.type.tensor_type for value in (*inferred.output, *inferred.value_info)}
+    sizes = []
+    for output in alone.graph.output:
+        kind = shapes[output.name]
+        dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim]
+        if not kind.HasField("shape") or min(dims, default=0) < 0:
+            return None
+        sizes.append(math.prod(max(dim, 1) for dim in dims))  # a product that wraps may leave a 0 behind
+    return sizes
+
+
+def _evaluate(alone: onnx.ModelProto, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     with np.errstate(all="ignore"):  # a non-finite result is caught by the checks on weights
-        results = ReferenceEvaluator(mini).run(None, values)
-    return {name: np.asarray(array) for name, array in zip(names, results, strict=True)}
+        results = ReferenceEvaluator(alone).run(None, values)
+    return {output.name: np.asarray(array) for output, array in zip(alone.graph.output, results, strict=True)}
 
 
 def _is_identity(node: onnx.NodeProto, index: GraphIndex) -> bool:
@@ -142,6 +178,25 @@ def _fold_weight_transposes(model: onnx.ModelProto) -> None:
             fresh.attribute.append(helper.make_attribute("axis", order.index(axis)))
         node.CopyFrom(fresh)
     tidy(model)
+
+
+def _broadcast_gemm_biases(model: onnx.ModelProto) -> None:
+    """Store one number per channel where a Gemm's bias is one row or one number: integer kernels take no other form."""
+    index, taken = GraphIndex(model), names_of(model)
+    for node in model.graph.node:
+        bias = index.constant(node.input[2]) if node.op_type == "Gemm" and len(node.input) > 2 else None
+        if bias is None or attributes(node).get("beta", 1.0) != 1.0:
+            continue
+        source = index.producer(node.input[1], DEQUANTIZE)
+        weight = index.constants.get(source.input[0] if source is not None else node.input[1])
+        if weight is None or len(weight.dims) != 2:
+            continue
+        channels = weight.dims[0 if attributes(node).get("transB", 0) else 1]
+        if bias.shape == (channels,) or bias.shape not in ((1, channels), (1, 1), (1,), ()):
+            continue
+        name = unique_name(f"{node.input[2]}.row", taken)
+        model.graph.initializer.append(tensor_from(np.broadcast_to(bias.reshape(-1), (channels,)), name))
+        node.input[2] = name
 
 
 def _fold_batch_norms(model: onnx.ModelProto) -> None:

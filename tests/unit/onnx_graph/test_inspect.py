@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from compress.errors import ModelError
-from compress.onnx_graph.inspect import kernels, summarize
+from compress.onnx_graph.inspect import FLOAT_KERNELS, INTEGER_KERNELS, kernels, summarize
 from compress.onnx_graph.qdq import remove_qdq_pair
 from compress.quantization.quantize import quantize_onnx
 from compress.quantization.settings import QuantizeSettings
@@ -77,3 +79,19 @@ def test_a_file_that_onnx_runtime_refuses(tmp_path):
     with pytest.raises(ModelError, match="ONNX Runtime refuses the file") as caught:
         kernels(path)
     assert (caught.value.exit_code, caught.value.where) == (5, str(path))
+
+
+def test_fused_attention_is_a_float_layer(build, tmp_path):
+    tokens = np.array([0, 8, 8])
+    model = build("t = Reshape (image, tokens) logits = Relu (t)", "float[batch, 8, 8] logits", tokens=tokens)
+    node = model.graph.node[1]
+    node.op_type, node.domain = "MultiHeadAttention", "com.microsoft"
+    node.input.extend(["t", "t"])
+    node.attribute.append(helper.make_attribute("num_heads", 2))
+    model.opset_import.add(domain="com.microsoft", version=1)
+    got = kernels(saved(model, tmp_path / "model.onnx"))
+    assert (got["integer_layers"], got["float_layers"]) == (0, ["logits"])
+
+
+def test_a_kernel_is_of_one_kind():
+    assert not INTEGER_KERNELS & FLOAT_KERNELS

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from onnx import numpy_helper
 
+from compress.errors import ModelError
+from compress.onnx_graph import simplify as module
 from compress.onnx_graph.graph import GraphIndex, shapes_of
 from compress.onnx_graph.simplify import simplify
 
@@ -166,3 +170,90 @@ def test_a_reshape_by_two_axes_stays_computed(build):
     for dim in model.graph.input[0].type.tensor_type.shape.dim:
         dim.dim_param = f"d{dim.dim_value}" if dim.HasField("dim_value") else "batch"
     assert "Shape" in operators(simplify(model))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = ConstantOfShape (sizes)",
+        "c = Expand (one, sizes)",
+        "c = Tile (one, sizes)",
+        "c = Range (step, most, step)",
+        "c = Range (least, largest, whole)",
+        "c = MatMul (column, row)",
+        "c = Pad (one, pads)",
+    ],
+)
+def test_a_huge_constant_is_refused_before_it_takes_memory(build, body):
+    arrays = {
+        "sizes": np.array([16384, 8192]),
+        "one": np.ones((1, 1), np.float32),
+        "step": np.float32(1),
+        "most": np.float32(1e8),
+        "least": np.int32(-(2**31)),
+        "largest": np.int32(2**31 - 1),
+        "whole": np.int32(1),
+        "column": np.ones((16384, 1), np.float32),
+        "row": np.ones((1, 8192), np.float32),
+        "pads": np.array([0, 0, 16384, 8192]),
+    }
+    rest = "d = Cast <to = 1> (c) m = ReduceMax <keepdims = 0> (d) logits = Add (image, m)"
+    model = build(f"{body} {rest}", outputs="float[batch, 1, 8, 8] logits", **arrays)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="elements are computed in the graph; the limit is 67108864") as caught:
+            simplify(model)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.exit_code, caught.value.where) == (5, "node c")
+    assert "compute them from the input" in caught.value.hint
+
+
+def test_many_constants_count_together(build, monkeypatch):
+    names = [f"c{number}" for number in range(5)]
+    parts = " ".join(f"{name} = ConstantOfShape (sizes)" for name in names)
+    model = build(f"{parts} logits = Sum (image, {', '.join(names)})", FEATURES, sizes=np.array([4, 8, 8]))
+    monkeypatch.setattr(module, "FOLD_LIMIT_ELEMENTS", 5 * (256 - 3))
+    assert operators(simplify(model)) == ["Sum"]
+    monkeypatch.setattr(module, "FOLD_LIMIT_ELEMENTS", 5 * (256 - 3) - 1)
+    with pytest.raises(ModelError, match=r"Constants of 1265 elements .* the limit is 1264"):
+        simplify(model)
+
+
+def test_what_is_computed_to_an_unknown_size_stays(build):
+    model = build("c = Relu (w) logits = Add (image, c)", "float[batch, 1, 8, 8] logits", w=np.ones(8, np.float32))
+    model.graph.node[0].domain = "somebody"
+    model.opset_import.add(domain="somebody", version=1)
+    assert operators(simplify(model)) == ["Relu", "Add"]
+
+
+def test_indices_of_a_constant_fold(build, images, infer):
+    """Their number is not known before, but it cannot be large."""
+    body = "n = NonZero (mask) c = Cast <to = 1> (n) logits = Add (image, c)"
+    model = build(body, "float[batch, 1, 8, 8] logits", mask=np.ones(8, np.int64))
+    folded = simplify(model)
+    assert operators(folded) == ["Add"]
+    np.testing.assert_array_equal(infer(folded, images), infer(model, images))
+
+
+@pytest.mark.parametrize("shape", [(1, 10), (1, 1), (1,), ()])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_gemms_row_of_biases_gets_one_axis(build, images, infer, shape, transposed):
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(10, 64) if transposed else (64, 10)).astype(np.float32)}
+    arrays["c"] = rng.normal(size=shape).astype(np.float32)
+    model = build(f"f = Flatten (image) logits = Gemm <transB = {transposed}> (f, w, c)", **arrays)
+    simple = simplify(model)
+    bias = GraphIndex(simple).required(simple.graph.node[1].input[2], "bias")
+    np.testing.assert_array_equal(bias, np.broadcast_to(arrays["c"].reshape(-1), 10))
+    np.testing.assert_allclose(infer(simple, images), infer(model, images), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "shape"), [("<beta = 2.0>", (1, 10)), ("", (64, 1)), ("", (64, 10)), ("", (10,))])
+def test_another_bias_of_a_gemm_stays(build, images, infer, options, shape):
+    arrays = {"w": np.ones((64, 10), np.float32), "c": np.random.default_rng(0).random(shape, np.float32)}
+    model = build(f"f = Flatten (image) logits = Gemm {options} (f, w, c)", **arrays)
+    simple = simplify(model)
+    assert simple.graph.node[1].input[2] == "c"
+    np.testing.assert_array_equal(infer(simple, images), infer(model, images))

@@ -159,3 +159,16 @@ def test_the_rewrite_leaves_its_argument_alone(transformer):
     before = signed.SerializeToString()
     unsigned_from_signed(signed)
     assert signed.SerializeToString() == before
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("shape", [(1, 10), (1, 1), (1,), ()])
+def test_a_bias_of_one_row_or_one_number_keeps_the_integer_kernel(mlp, kernels, infer, shape, granularity):
+    (tensor,) = [tensor for tensor in mlp.graph.initializer if tensor.name == "b1"]
+    tensor.CopyFrom(numpy_helper.from_array(np.resize(numpy_helper.to_array(tensor), shape), "b1"))
+    result = both(mlp, 0, granularity=granularity)
+    got = kernels(result.unsigned)
+    assert got["QGemm"] == 2
+    assert not [operator for operator in FLOAT_KERNELS if got[operator]]
+    expected = infer(mlp, pictures(0), optimize=False)
+    assert np.abs(infer(result.unsigned, pictures(0)) - expected).max() < 0.05 * np.abs(expected).max()
