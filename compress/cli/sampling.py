@@ -129,6 +129,8 @@ def _require_fitting(array: np.ndarray, spec: TensorSpec, path: Path) -> None:
     if array.ndim != len(spec.shape) or any(isinstance(want, int) and want != got for want, got in pairs):
         wanted = ", ".join(["n", *map(str, spec.shape[1:])])
         raise DataError(f"Input {spec.name} has shape {array.shape}; expected ({wanted}).", where=str(path))
+    if 0 in array.shape[1:]:
+        raise DataError(f"Input {spec.name} has shape {array.shape}: its samples hold no values.", where=str(path))
 
 
 def _require_range(array: np.ndarray, name: str, value_range: tuple[float, float] | None, path: Path) -> None:

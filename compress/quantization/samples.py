@@ -157,6 +157,12 @@ def _require_array(array: np.ndarray, spec: InputSpec, where: str) -> None:
             where=where,
             hint="Calibrate with images of the size and channels that the network was trained on.",
         )
+    if 0 in array.shape[1:]:
+        raise DataError(
+            f"A calibration batch has shape {array.shape} for input {spec.name}: its samples hold no values.",
+            where=where,
+            hint="Leave out samples in which an axis is empty.",
+        )
 
 
 def _require_values(array: np.ndarray, spec: InputSpec, value_range: Range | None, where: str) -> None:

@@ -41,32 +41,35 @@ def weight_scales(
     Returns:
         scale = range / 127 per channel, / 63 where `Scheme` has 7 bits, with `method` as its source; and notes. A
         channel of zeros gets the largest scale of its tensor, because a tiny one would push the channel's bias out of
-        int32.
+        int32. A weight whose readers have their output channels along different axes gets one scale for all of it.
     """
     index = GraphIndex(model)
     spots = placements(model, float_layers)
     half_range = half_range_oracle(index)
     activations = {spot.node.output[0]: spot.tensor for spot in spots if spot.axis is None}
     levels: dict[str, int] = {}
-    axes: dict[str, int] = {}
+    axes: dict[str, list[int]] = {}
     for spot in spots:
         if spot.axis is None or spot.quantized or spot.tensor in known:
             continue
         _, top = Scheme().weight_range(half_range=half_range(activations[spot.node.output[0]]))
         levels[spot.tensor] = min(top, levels.get(spot.tensor, top))  # a shared weight suits its strictest reader
-        axes.setdefault(spot.tensor, spot.axis)
+        axes.setdefault(spot.tensor, []).append(spot.axis)
     scales: dict[str, Scale] = {}
     notes = []
     for name, top in levels.items():
-        rows = _by_channel(index.required(name, "weight"), axes[name])
+        axis, *others = dict.fromkeys(axes[name])
+        rows = _by_channel(index.required(name, "weight"), axis)
         dead = int((~rows.any(axis=1)).sum())
         if dead:
             notes.append(f"weight {name}: {dead} of {len(rows)} output channels are zero")
-        if granularity == "per_tensor":
+        if others and granularity == "per_channel":
+            notes.append(f"weight {name}: its readers want scales along different axes, so it has one for all of it")
+        if others or granularity == "per_tensor":
             (step,) = _steps(rows.reshape(1, -1), top, method)
             scales[name] = Scale(float(step), method)
         else:
-            scales[name] = Scale(tuple(map(float, _steps(rows, top, method))), method, axes[name])
+            scales[name] = Scale(tuple(map(float, _steps(rows, top, method))), method, axis)
     return scales, notes
 
 

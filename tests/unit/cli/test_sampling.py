@@ -94,6 +94,21 @@ def test_data_that_does_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], s
     assert str(path) in caught.value.where
 
 
+@pytest.mark.parametrize(
+    ("spec", "empty"),
+    [
+        (TOKENS, np.zeros((10, 0), np.int64)),
+        (TensorSpec("x", "float32", ("n", "t", 4)), np.zeros((8, 0, 4), np.float32)),
+    ],
+)
+def test_samples_without_values(tmp_path: Path, spec: TensorSpec, empty: np.ndarray) -> None:
+    path = save(tmp_path, x=empty)
+    with pytest.raises(DataError, match=r"has shape \(\d+, 0.*\): its samples hold no values") as caught:
+        read_samples(path, [spec])
+    assert caught.value.exit_code == 5
+    assert str(path) in caught.value.where
+
+
 def test_the_way_out_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_samples(save(tmp_path, image=GOOD * 4), [IMAGE], value_range=(0.0, 1.0))

@@ -102,9 +102,18 @@ def test_scales_must_fit_the_channels(residual):
     table = table_for(residual) | {"w1": Scale((0.1, 0.2), "qat", 0)}
     with pytest.raises(ModelError, match="16 output channels but 2 scales"):
         insert_qdq(residual, table)
+    table = table_for(residual) | {"w1": Scale((0.1,) * 16, "qat", 1)}
+    with pytest.raises(ModelError, match="Weight w1 has scales along axis 1; expected 0, of output channels"):
+        insert_qdq(residual, table)
     table = table_for(residual) | {"r1": Scale((0.1, 0.2), "qat")}
     with pytest.raises(ModelError, match="Activation r1 has 2 scales; expected one"):
         insert_qdq(residual, table)
+
+
+def test_an_axis_may_be_counted_from_the_end(residual):
+    table = table_for(residual)
+    from_the_end = table | {"w1": Scale(table["w1"].scale, "qat", -4)}
+    assert canonical_bytes(insert_qdq(residual, from_the_end)) == canonical_bytes(insert_qdq(residual, table))
 
 
 def test_an_old_opset_is_refused(residual):

@@ -161,3 +161,22 @@ def test_a_weight_may_have_one_scale(name, request, images, infer):
     assert scales_of(signed) == table
     assert canonical_bytes(insert_qdq(strip_qdq(signed), table)) == canonical_bytes(signed)
     assert np.abs(infer(signed, images) - infer(model, images)).max() < 1
+
+
+def test_one_scale_serves_readers_along_two_axes(build, images, infer):
+    body = """
+        f0 = Flatten (image)
+        g0 = Gemm <transB = 1> (f0, w)
+        logits = Gemm (g0, w)
+    """
+    weight = np.random.default_rng(0).normal(0, 0.1, (48, 64)).astype(np.float32)
+    model = build(body, outputs="float[batch, 64] logits", w=weight)
+    table = table_for(model, per_tensor=True)
+    signed = insert_qdq(model, table)
+    onnx.checker.check_model(signed, full_check=True)
+    assert scales_of(signed) == table, "the weight is stored once, under its own name"
+    assert np.abs(infer(signed, images) - infer(model, images)).max() < 0.2
+    with pytest.raises(ModelError, match="Weight w has scales along axis 1; expected 0, of output channels") as caught:
+        insert_qdq(model, table_for(model))
+    assert caught.value.where == "node g0"
+    assert caught.value.exit_code == 5

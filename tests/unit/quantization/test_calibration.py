@@ -224,6 +224,22 @@ def test_several_inputs_come_by_name():
         calibrate(model, ["sum"], [left])
 
 
+LONG = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[batch, 65536] image) => (float[batch, 65536] r) {
+    r = Relu (image)
+}
+"""
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+def test_the_only_value_may_lie_between_those_that_are_counted(method):
+    data = np.zeros((32, 65536), np.float32)
+    data[0, 1] = 1
+    result = calibrate(onnx.parser.parse_model(LONG), ["image", "r"], [data], method)
+    assert {scale.scale for scale in result.scales.values()} == {float(np.float32(1 / 127))}
+
+
 def test_a_graph_that_does_not_run_is_a_message():
     model = small_net()
     model.graph.node[0].domain = "elsewhere"

@@ -15,7 +15,7 @@ from compress.errors import DataError, ModelError, UsageError
 from compress.onnx_graph.canonical import canonical_bytes
 from compress.onnx_graph.inspect import summarize
 from compress.onnx_graph.qdq import remove_qdq_pair, scales_of
-from compress.onnx_graph.scales import ScaleTable
+from compress.onnx_graph.scales import Scale, ScaleTable
 from compress.quantization.calibration import calibrate
 from compress.quantization.quantize import quantize_onnx, resolve_float_layers
 from compress.quantization.settings import Method, QuantizeSettings
@@ -282,3 +282,30 @@ def test_tensors_that_concat_joins_get_the_largest_scale():
     first = quantize_onnx(model, [images()], settings).signed
     again = quantize_onnx(remove_qdq_pair(first, "c1"), never_read(), settings)
     assert again.scales["r0"].scale == scales["both"].scale
+
+
+TIED = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[batch, 1, 8, 8] image) => (float[batch, 64] logits) {
+    f0 = Flatten (image)
+    g0 = Gemm <transB = 1> (f0, w)
+    r0 = Relu (g0)
+    logits = Gemm (r0, w)
+}
+"""
+
+
+@pytest.mark.parametrize("rows", [64, 48])
+def test_a_weight_that_is_read_along_two_axes_keeps_its_accuracy(rows):
+    model = onnx.parser.parse_model(TIED)
+    weight = np.random.default_rng(0).normal(size=(rows, 64)) * np.geomspace(0.01, 1, rows)[:, None]
+    model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), "w"))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    result = quantize_onnx(model, [images()])
+    assert result.scales["w"] == Scale(result.scales["w"].scale, "max")
+    assert any(note.startswith("weight w: its readers want scales along different axes") for note in result.notes)
+    want = infer(model, images(seed=9))
+    for graph in (result.signed, result.unsigned):
+        noise = infer(graph, images(seed=9)) - want
+        assert 10 * np.log10((want**2).sum() / (noise**2).sum()) > 20  # dB

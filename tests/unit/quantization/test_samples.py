@@ -72,6 +72,7 @@ def test_several_inputs_stay_together():
         (both(3, 2), "different numbers of samples: image 3, tokens 2"),
         (both(2, 2) | {"tokens": np.zeros((2, 3), np.int32)}, "is int32; expected a int64 numpy array"),
         (both(2, 2) | {"tokens": np.zeros(2, np.int64)}, r"has shape \(2,\); input tokens expects"),
+        (both(2, 2) | {"tokens": np.zeros((2, 0), np.int64)}, r"\(2, 0\) for input tokens: its samples"),
         (both(2, 2) | {"image": np.float32(1)}, "is float32; expected a float32 numpy array"),
         (both(2, 2) | {"image": np.array(1, np.float32)}, r"has shape \(\); input image expects"),
         (both(2, 2) | {"image": images(2) * 2}, r"expected \[0, 1\]"),
@@ -101,3 +102,12 @@ def test_types_that_numpy_does_not_have():
 
     with pytest.raises(ModelError, match=r"Input x is a tensor\(string\)"):
         InputSpec.of(Strange())
+
+
+@pytest.mark.parametrize("samples", [8, 0])
+def test_samples_without_values(samples):
+    sequence = InputSpec("sequence", "float32", ("n", "t", 4))
+    with pytest.raises(DataError, match=r"has shape \(\d, 0, 4\) for input sequence: its samples hold no") as caught:
+        list(chunks([np.zeros((samples, 0, 4), np.float32)], [sequence], None))
+    assert caught.value.exit_code == 5
+    assert list(chunks([np.zeros((0, 5, 4), np.float32), np.zeros((1, 5, 4), np.float32)], [sequence], None))

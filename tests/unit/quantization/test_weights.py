@@ -99,3 +99,31 @@ def test_mse_keeps_a_range_whose_ends_are_met():
 def test_mse_is_the_source():
     scales, _ = weight_scales(small_net((1, 2)), {}, method="mse")
     assert {scale.source for scale in scales.values()} == {"mse"}
+
+
+TIED = """
+<ir_version: 10, opset_import: ["": 20]>
+net (float[batch, channels] image) => (float[batch, channels] logits) {
+    c = Gemm <transB = 1> (image, w)
+    logits = Gemm (c, w)
+}
+"""
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (8, 3)])
+@pytest.mark.parametrize("method", ["max", "mse"])
+def test_a_weight_that_is_read_along_two_axes_gets_one_scale(shape, method):
+    model = onnx.parser.parse_model(TIED)
+    weight = np.random.default_rng(0).normal(size=shape) * np.geomspace(0.01, 1, shape[0])[:, None]
+    model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), "w"))
+    for node in model.graph.node:
+        node.name = node.output[0]
+    scales, notes = weight_scales(model, {}, method=method)
+    assert (scales, []) == weight_scales(model, {}, method=method, granularity="per_tensor")
+    assert isinstance(scales["w"].scale, float)
+    assert notes == ["weight w: its readers want scales along different axes, so it has one for all of it"]
+    for name, axis in (("logits", 0), ("c", 1)):  # with the other one in float, nothing stands against channels
+        scales, notes = weight_scales(model, {}, method=method, float_layers=[name])
+        steps = scales["w"].scale
+        assert isinstance(steps, tuple)
+        assert (scales["w"].axis, len(steps), notes) == (axis, shape[axis], [])
