@@ -16,19 +16,24 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peers.environments import HERE, ROOT, ChildFailed, python_of, run_child
-from peers.judging import FLOAT, OURS, figures, row
+from peers.judging import FLOAT, OURS, completeness, engine_share, figures, row
 from promises import RESULTS, promise, write_result
+from remembering import digest_of, remembered, versions
 
-from compress.data.split import document_digest, file_sha256
-from compress.pipeline.machine import FACTS, library_version, machine_state, threads
+from compress.data.split import file_sha256
+from compress.pipeline.machine import FACTS, machine_state, resolve_precision, threads
+
+if TYPE_CHECKING:
+    from peers.networks import Recipe
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "tensorrt-rtx-cu13")
+OUR_LIBRARIES = ("onnx", "onnxruntime", "numpy")  # that `compress` quantizes with
 SMALL, LARGE = 512, 8192  # calibration images
 TEST_SAMPLES = 10_000
 QUICK = {"epochs": 1, "samples": 1000}
@@ -70,24 +75,57 @@ class Plan:
     work: Path
 
 
-def digest_of(*paths: Path) -> str:
-    """One digest of files, and of the Python files of folders."""
-    files = [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
-    return document_digest({file.relative_to(ROOT).as_posix(): file_sha256(file) for file in files})
+def data_key() -> dict[str, Any]:
+    """What calibration and test images are made by."""
+    return {"code": digest_of(HERE / "networks.py", ROOT / "compress/data")}
 
 
-def remembered(path: Path, key: dict[str, Any], make: Callable[[], Any]) -> Any:
-    """The JSON value that `make` returned before for the same key, or returns now; a failure is not remembered."""
-    wanted = document_digest(key)
-    if path.is_file():
-        document = json.loads(path.read_text())
-        if document["key"] == wanted:
-            return document["value"]
-    value = make()
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"key": wanted, "value": value}, indent=2) + "\n")
-    part.replace(path)
-    return value
+def float_key(recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What a trained float network depends on."""
+    parts = [ROOT / "compress" / part for part in ("data", "models", "onnx_graph", "training")]
+    return {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "threads": threads(),
+        "precision": resolve_precision("auto"),
+        "code": digest_of(HERE / "networks.py", *parts),
+        "libraries": versions("torch", "lightning-fabric", "numpy", "onnx", "onnxscript"),
+    }
+
+
+def calibration_key(tool: str, model: Path, data: Path) -> dict[str, Any]:
+    """What a quantizer's files depend on; the versions of a peer are those that its requirements pin."""
+    chosen = TOOLS[tool]
+    sources, libraries = [ROOT / "compress/quantization", ROOT / "compress/onnx_graph"], OUR_LIBRARIES
+    if chosen.environment is not None:
+        sources, libraries = [HERE / f"requirements-{chosen.environment}.txt"], ()
+    return {
+        "model": file_sha256(model),
+        "data": file_sha256(data),
+        "code": digest_of(HERE / chosen.adapter, HERE / "adapter.py", *sources),
+        "libraries": versions(*libraries),
+    }
+
+
+def engine_key(model: Path) -> dict[str, Any]:
+    """What TensorRT-RTX's answer to a file depends on."""
+    read = [ROOT / "compress/engines/rtx_program.py", ROOT / "compress/engines/onnx_check.py"]
+    code = digest_of(HERE / "rtx.py", *read)
+    return {"file": file_sha256(model), "code": code, "libraries": versions("tensorrt-rtx-cu13", "onnx")}
+
+
+def measuring_key(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What accuracy, kernels and latency depend on, but for the machine."""
+    scripts = [HERE / name for name in ("measuring.py", "judging.py", "requirements-measuring.txt")]
+    parts = [ROOT / "compress" / part for part in ("measure", "engines", "onnx_graph/inspect.py")]
+    # the weights of an OpenVINO model lie beside its graph
+    files = {tool: [Path(path), Path(path).with_suffix(".bin")] for tool, path in request["files"].items()}
+    return {
+        "request": request,
+        "digests": {tool: [file_sha256(path) for path in paths if path.is_file()] for tool, paths in files.items()},
+        "test": file_sha256(Path(request["test"])),
+        "code": digest_of(*scripts, *parts),
+    }
 
 
 class Bench:
@@ -114,10 +152,17 @@ class Bench:
         from peers import networks
 
         path = self.work / "data" / f"{kind}_{samples}.npz"
-        if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write() -> str:
             part = path.with_name("part.npz")
             (networks.write_test if kind == "test" else networks.write_calibration)(samples, part)
             part.replace(path)
+            return file_sha256(path)
+
+        if not path.is_file():
+            path.with_suffix(".json").unlink(missing_ok=True)
+        remembered(path.with_suffix(".json"), data_key(), write)
         return path
 
     def float_file(self, model: str, seed: int) -> tuple[Path, dict[str, Any]]:
@@ -129,8 +174,7 @@ class Bench:
             recipe = replace(recipe, **QUICK)
         path = self.work / f"{model}_{seed}" / FLOAT / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        code = digest_of(HERE / "networks.py", ROOT / "compress/models", ROOT / "compress/training")
-        key = {"recipe": asdict(recipe), "seed": seed, "threads": threads(), "code": code}
+        key = float_key(recipe, seed)
         known = remembered(path.with_name("known.json"), key, lambda: networks.train_float(recipe, seed, path))
         self.say(f"{model} seed {seed}: {known['parameters']:,} parameters, top-1 {known['validation_top1']:.4f}")
         return path, known
@@ -145,9 +189,6 @@ class Bench:
         environment = TOOLS[tool].environment
         data = self.data_file("calibration", samples)
         folder = model.parent.with_name(f"{tool}_{samples}")
-        own = [ROOT / "compress/quantization", ROOT / "compress/onnx_graph"]
-        sources = own if environment is None else [HERE / f"requirements-{environment}.txt"]
-        key = {"model": file_sha256(model), "code": digest_of(adapter, HERE / "adapter.py", *sources)}
 
         def run() -> dict[str, Any]:
             python = python_of(environment, self.plan.work)
@@ -157,7 +198,7 @@ class Bench:
             run_child([str(python), str(adapter), str(folder / "float.onnx"), str(data), str(folder)])
             return json.loads((folder / "result.json").read_text())
 
-        known = remembered(folder.with_suffix(".json"), key, run)
+        known = remembered(folder.with_suffix(".json"), calibration_key(tool, model, data), run)
         self.versions[tool] = known["versions"]
         return folder, known
 
@@ -174,8 +215,6 @@ class Bench:
             "harness": harness,
         }
         asked, answered = folder / "request.json", folder / "answer.json"
-        code = digest_of(HERE / "measuring.py", HERE / "judging.py", ROOT / "compress/measure")
-        digests = {tool: file_sha256(path) for tool, path in files.items()}
 
         def run() -> dict[str, Any]:
             asked.write_text(json.dumps(request))
@@ -183,8 +222,7 @@ class Bench:
             run_child([str(python), str(HERE / "measuring.py"), str(asked), str(answered)])
             return json.loads(answered.read_text())
 
-        key = {"request": request, "digests": digests, "code": code}
-        found = remembered(folder / "measured.json", key, run)
+        found = remembered(folder / "measured.json", measuring_key(request), run)
         self.versions["measuring"] = found["versions"]
         return found
 
@@ -199,8 +237,7 @@ class Bench:
                 return {"builds": False, "messages": [str(error)]}
             return json.loads(answered.read_text())
 
-        key = {"file": file_sha256(path), "code": digest_of(HERE / "rtx.py", ROOT / "compress/engines/rtx_program.py")}
-        return remembered(path.with_suffix(".engine.json"), key, run)
+        return remembered(path.with_suffix(".engine.json"), engine_key(path), run)
 
     def needs_large(self, model: str, seed: int, tool: str) -> bool:
         """Memory does not depend on the weights, so one seed is enough; of the slow peers, one network too."""
@@ -240,20 +277,27 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def promises(rows: list[dict[str, Any]], details: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def promises(
+    plan: Plan,
+    rows: Sequence[dict[str, Any]],
+    details: Sequence[dict[str, Any]],
+    failures: Iterable[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
     """Everything that is promised, model by model."""
     found: list[dict[str, Any]] = []
-    for model in dict.fromkeys(detail["model"] for detail in details):
+    broken = [failure["model"] for failure in failures if failure["tool"] == OURS]
+    for model in dict.fromkeys(plan.models):
+        own = [one for one in rows if one["model"] == model]
         mine = [detail for detail in details if detail["model"] == model]
         correct = {
             detail["seed"]: {tool: known["correct"] for tool, known in detail["tools"].items()} for detail in mine
         }
-        found += [promise(*line) for line in figures(model, [one for one in rows if one["model"] == model], correct)]
-        engines = [detail["engines"].get(OURS, {}) for detail in mine]
-        int8, floating = (sum(engine.get(kind, 0) for engine in engines) for kind in ("int8", "float"))
-        if int8 + floating:
-            share = int8 / (int8 + floating)
-            found.append(promise(f"{model}: int8 operands in our engine, share of layers", share, ">=", 1))
+        lines = [
+            *completeness(model, own, plan.seeds, broken.count(model)),
+            *figures(model, own, correct),
+            engine_share(model, [detail["engines"].get(OURS, {}) for detail in mine]),
+        ]
+        found += [promise(*line) for line in lines]
     return found
 
 
@@ -301,13 +345,13 @@ def main() -> int:
         "environment": {
             **{name: FACTS[name]() for name in ("cpu", "threads")},
             **state,
-            "libraries": {name: library_version(name) for name in LIBRARIES},
+            "libraries": versions(*LIBRARIES),
             "tools": bench.versions,
             "calibration_samples": SMALL,
             "quick": plan.quick,
             "wall_s": round(time.monotonic() - bench.start, 1),
         },
-        "promises": promises(rows, details),
+        "promises": promises(plan, rows, details, bench.failures),
         "rows": rows,
         "failures": bench.failures,
         "evidence": [evidence(detail) for detail in details],

@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.measure.comparison import paired_counts
 from compress.measure.statistics import tango_noninferiority
+from compress.onnx_graph.inspect import FLOAT_KERNELS, INTEGER_KERNELS
 
 FLOAT, OURS = "float", "ours"
 MARGIN = 0.002  # of top-1, a fraction
@@ -15,15 +16,10 @@ SPEED_SHARE = 0.98  # of the best peer's speed
 SPEEDUPS = {"1": 1.6, "32": 2.2}  # of the residual net, by batch
 MEMORY_GROWTH = 1.05
 
-# What computes a layer in integers, and what computes it in float: ONNX Runtime's operators, OpenVINO's layers.
-_INT8 = {
-    "QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger",
-    "DynamicQuantizeMatMul", "QAttention",
-}  # fmt: skip
-_FLOAT = {
-    "Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "TransposeMatMul",
-    "FusedMatMulActivation", "Attention", "MultiHeadAttention",
-}  # fmt: skip
+_COMPARED = ("top1", *(f"speedup_b{batch}" for batch in SPEEDUPS))
+_FIGURES = (*_COMPARED, "calib_s", "peak_bytes_512")
+
+# What OpenVINO calls the layers that count, and what it says of those in integers; ONNX Runtime has a name for each.
 _OPENVINO = {"Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
 _INTEGERS = {"i8", "u8"}
 
@@ -40,9 +36,9 @@ def int8_share(kernels: Mapping[str, int]) -> float | None:
     integer = floating = 0
     for name, count in kernels.items():
         layer, _, precision = name.partition(":")
-        if layer in _INT8 or (layer in _OPENVINO and precision in _INTEGERS):
+        if layer in INTEGER_KERNELS or (layer in _OPENVINO and precision in _INTEGERS):
             integer += count
-        elif layer in _FLOAT or (precision and layer in _OPENVINO):
+        elif layer in FLOAT_KERNELS or (precision and layer in _OPENVINO):
             floating += count
     return integer / (integer + floating) if integer + floating else None
 
@@ -84,6 +80,51 @@ def row(
         "rtx_builds": rtx_builds,
         "int8_share": found and found["int8_share"],
     }
+
+
+def completeness(
+    model: str, rows: Sequence[Mapping[str, Any]], seeds: Iterable[int], failures: int
+) -> list[tuple[str, float, str, float | None]]:
+    """Whether ours did all its work: a comparison that was never made must not pass for one that was won.
+
+    Args:
+        model: the network's name.
+        rows: of that model, all seeds and tools.
+        seeds: that were asked for.
+        failures: of ours on that model.
+
+    Returns:
+        Description, value, sign and limit of each line.
+    """
+    wanted = set(seeds)
+    ours = [one for one in rows if one["tool"] == OURS]
+    whole = {one["seed"] for one in ours if all(one[field] is not None for field in _FIGURES)}
+    built = {one["seed"] for one in ours if one["rtx_builds"]}
+    peers = min(len(complete_peers(rows, field)) for field in _COMPARED)
+    return [
+        (f"{model}: seeds of ours with every figure", len(whole & wanted), ">=", len(wanted)),
+        (f"{model}: seeds whose file of ours TensorRT-RTX builds, share", len(built & wanted) / len(wanted), ">=", 1),
+        (f"{model}: failures of ours", failures, "<=", 0),
+        (f"{model}: peers with figures for the same seeds", peers, ">=", 1),
+    ]
+
+
+def engine_share(model: str, engines: Iterable[Mapping[str, Any]]) -> tuple[str, float, str, float | None]:
+    """The share of convolutions and matrix products that our engines provably compute with int8 operands.
+
+    Args:
+        model: the network's name.
+        engines: answers of `rtx.py`, one a seed; one that was not built has no counts. An `unseen` layer, which went
+            into a constant or is fused beyond recognition, may be int8 or not, and counts as one that is not.
+
+    Returns:
+        Description, value, sign and limit.
+    """
+    known = list(engines)
+    int8 = sum(one.get("int8", 0) for one in known)
+    rest = sum(one.get(kind, 0) for one in known for kind in ("float", "unseen"))
+    what = f"{model}: layers of our engine seen to take int8 operands, share of all, unseen ones included"
+    return what, int8 / (int8 + rest) if int8 + rest else 0.0, ">=", 1
 
 
 def complete_peers(rows: Iterable[Mapping[str, Any]], field: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import importlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-
-@pytest.fixture
-def load(root: Path, monkeypatch: pytest.MonkeyPatch):
-    """Import a module of `benchmarks/` as its scripts do, and forget it afterwards."""
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-
-    def run(name: str) -> ModuleType:
-        for known in ("promises", "int8_peers", *[key for key in sys.modules if key.split(".")[0] == "peers"]):
-            monkeypatch.delitem(sys.modules, known, raising=False)
-        return importlib.import_module(name)
-
-    return run
+from compress.pipeline.machine import library_version
 
 
 @pytest.fixture
@@ -46,6 +35,7 @@ def line(tool: str, seed: int = 0, **fields) -> dict:
         ({"QLinearConv": 15, "QGemm": 1, "Relu": 3}, 1.0),
         ({"QLinearConv": 3, "Conv": 1}, 0.75),
         ({"MatMul": 2}, 0.0),
+        ({"QAttention": 1, "MultiHeadAttention": 2, "NhwcFusedConv": 1}, 0.25),
         ({"Convolution:u8": 1, "FullyConnected:i8": 1, "MatMul:f32": 2, "Reorder:u8": 9}, 0.5),
         ({"Add": 4}, None),
         ({}, None),
@@ -124,6 +114,132 @@ def test_the_figures_of_a_model(judging: ModuleType) -> None:
     memory = "resnet, seed 0: peak memory with 8,192 calibration images over that with 512"
     assert values[memory] == (pytest.approx(1.04), "<=", 1.05)
     assert all(limit is None for what, _, _, limit in judging.figures("vit", rows, {}) if "over float" in what)
+
+
+def test_what_ours_did_not_do_is_a_promise_not_kept(judging: ModuleType) -> None:
+    fields = {"top1": 0.9, "speedup_b1": 2.0, "speedup_b32": 2.0, "calib_s": 1.0, "peak_bytes_512": 1}
+    rows = [line(tool, seed, rtx_builds=True, **fields) for tool in ("float", "ours", "a") for seed in (0, 1)]
+    lacking = {"rtx_builds": None, "top1": None}
+    broken = [{**row, **lacking} if (row["tool"], row["seed"]) == ("ours", 1) else row for row in rows]
+    alone = [row for row in rows if row["tool"] != "a"]
+    nothing = [line(tool, seed, calib_s=None, rtx_builds=None) for tool in ("float", "ours", "a") for seed in (0, 1)]
+
+    def values(rows: list[dict], failures: int) -> list[tuple]:
+        return [tuple(found[1:]) for found in judging.completeness("resnet", rows, (0, 1), failures)]
+
+    assert values(rows, 0) == [(2, ">=", 2), (1.0, ">=", 1), (0, "<=", 0), (1, ">=", 1)]
+    assert values(broken, 1) == [(1, ">=", 2), (0.5, ">=", 1), (1, "<=", 0), (1, ">=", 1)]
+    assert values(alone, 0)[-1] == (0, ">=", 1), "without a peer nothing was compared"
+    assert values(nothing, 2) == [(0, ">=", 2), (0.0, ">=", 1), (2, "<=", 0), (0, ">=", 1)]
+
+
+@pytest.mark.parametrize(
+    ("engines", "share"),
+    [
+        ([{"int8": 3, "float": 0, "unseen": 0}], 1.0),
+        ([{"int8": 3, "float": 0, "unseen": 1}], 0.75),
+        ([{"int8": 3, "float": 1, "unseen": 0}, {"int8": 4, "float": 0, "unseen": 0}], 0.875),
+        ([{"int8": 3, "float": 0, "unseen": 0}, {"builds": False}], 1.0),
+        ([{"builds": False}, {}], 0.0),
+    ],
+)
+def test_a_layer_that_is_not_seen_in_the_engine_is_not_taken_for_int8(
+    judging: ModuleType, engines: list[dict], share: float
+) -> None:
+    what, value, sign, limit = judging.engine_share("vit", engines)
+
+    assert "unseen ones included" in what
+    assert (value, sign, limit) == (share, ">=", 1)
+
+
+def outcome(int8_peers: ModuleType, tmp_path: Path, *, failing: bool, unseen: int = 0) -> int:
+    """The exit code of a run of one network whose figures are known; ours fails on the second seed, or not."""
+    plan = int8_peers.Plan(("vit",), (0, 1), 10_000, False, tmp_path)
+    known = {"model": "vit", "n": 10_000, "rtx_builds": True}
+    fields = {"top1": 1.0, "speedup_b1": 2.0, "speedup_b32": 2.0, "calib_s": 1.0, "peak_bytes_512": 1, **known}
+    rows, details = [], []
+    for seed in plan.seeds:
+        here = [tool for tool in ("float", "ours", "a") if not (failing and seed and tool == "ours")]
+        rows += [line(tool, seed, **fields) for tool in here]
+        if "ours" not in here:
+            rows.append(line("ours", seed, model="vit", calib_s=None, rtx_builds=None))
+        engines = {"ours": {"int8": 26, "float": 0, "unseen": unseen}} if "ours" in here else {}
+        answers = {tool: {"correct": bits([1] * 10_000)} for tool in here}
+        details.append({"model": "vit", "seed": seed, "engines": engines, "tools": answers})
+    failures = [{"model": "vit", "seed": 1, "tool": "ours", "message": "ended with 1"}] if failing else []
+    # a peer that fails is a gap in the table, not a fault of ours
+    failures.append({"model": "vit", "seed": 0, "tool": "nncf", "message": "ended with 1"})
+    found = int8_peers.promises(plan, rows, details, failures)
+    return int8_peers.write_result(tmp_path / "result.json", {"promises": found})
+
+
+def test_a_failure_of_ours_reaches_the_exit_code(load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    int8_peers = load("int8_peers")
+
+    assert outcome(int8_peers, tmp_path, failing=False) == 0
+    assert "NOT MET" not in capsys.readouterr().out
+    assert outcome(int8_peers, tmp_path, failing=False, unseen=1) == 3
+    assert "NOT MET   vit: layers of our engine" in capsys.readouterr().out
+    assert outcome(int8_peers, tmp_path, failing=True) == 3
+    assert capsys.readouterr().out.count("NOT MET") == 3
+
+
+@pytest.fixture
+def copied(root: Path, tmp_path: Path) -> Path:
+    """A copy of the sources that keys are made of, to be changed."""
+    for name in ("benchmarks", "compress"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("which", "changed"),
+    [
+        *(("float", f"compress/{name}") for name in ("data/rules.py", "onnx_graph/export.py", "training/loop.py")),
+        ("float", "benchmarks/peers/networks.py"),
+        ("data", "compress/data/calibration_set.py"),
+        *((tool, name) for tool in ("ours", "nncf") for name in ("images.npz", "model.onnx")),
+        ("ours", "compress/quantization/histogram.py"),
+        ("nncf", "benchmarks/peers/requirements-nncf.txt"),
+        ("engine", "compress/engines/onnx_check.py"),
+        ("engine", "model.onnx"),
+        *(("measured", f"compress/{name}") for name in ("engines/onnxruntime_session.py", "measure/latency.py")),
+        ("measured", "compress/onnx_graph/inspect.py"),
+        ("measured", "benchmarks/peers/requirements-measuring.txt"),
+        *(("measured", name) for name in ("images.npz", "model.xml", "model.bin")),
+    ],
+)
+def test_a_changed_input_changes_the_key(load, copied: Path, which: str, changed: str) -> None:
+    int8_peers = load("int8_peers", copied / "benchmarks")
+    model, data = copied / "model.onnx", copied / "images.npz"
+    for name in ("model.onnx", "model.xml", "model.bin", "images.npz"):
+        (copied / name).write_text(name)
+    recipe = load("peers.networks", copied / "benchmarks").RECIPES["vit"] if which == "float" else None
+    keys = {
+        "data": int8_peers.data_key,
+        "float": lambda: int8_peers.float_key(recipe, 0),
+        "engine": lambda: int8_peers.engine_key(model),
+        "measured": lambda: int8_peers.measuring_key({"files": {"a": str(copied / "model.xml")}, "test": str(data)}),
+    }
+    key = keys.get(which, lambda: int8_peers.calibration_key(which, model, data))
+    before = key()
+    assert key() == before
+
+    with (copied / changed).open("a") as file:
+        file.write("# changed\n")
+
+    assert key() != before
+
+
+def test_keys_name_the_libraries(load, tmp_path: Path) -> None:
+    int8_peers = load("int8_peers")
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"")
+
+    ours = int8_peers.calibration_key("ours", model, model)["libraries"]
+    assert ours == {name: library_version(name) for name in ("onnx", "onnxruntime", "numpy")}
+    assert int8_peers.calibration_key("nncf", model, model)["libraries"] == {}, "its requirements pin them"
+    assert set(int8_peers.engine_key(model)["libraries"]) == {"tensorrt-rtx-cu13", "onnx"}
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10, 64])
