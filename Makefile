@@ -11,6 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
+# What pyright checks the TensorRT 10 path against. In a folder of their own, because Python would take them for
+# TensorRT itself; that cannot be installed everywhere.
+STUBS := $(VENV)/stubs
+STUBBED := tensorrt-stubs==10.13.0.35.1
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Debian packages that tests need, each with a path that only it brings.
@@ -19,7 +23,7 @@ DEBIAN := dataset-fashion-mnist:/usr/share/datasets/fashion-mnist \
           chromium-driver:/usr/bin/chromedriver
 MISSING = $(strip $(foreach one,$(DEBIAN),$(if $(wildcard $(lastword $(subst :, ,$(one)))),,$(firstword $(subst :, ,$(one))))))
 
-.PHONY: demo test quick install dev debian lint types layers docker-lint clean
+.PHONY: demo test quick install dev stubs debian lint types layers docker-lint clean
 
 demo: $(RUNTIME)
 	$(BIN)/compress run pipelines/digits.yaml
@@ -34,25 +38,30 @@ install: $(RUNTIME)
 
 dev: $(DEV)
 
+stubs: $(STUBS)/tensorrt/__init__.pyi
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("compress needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first and alone, so that TORCH_INDEX chooses its build and every other package keeps its usual index.
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) install --quiet -c constraints.txt -e .
+	$(PIP) install -qq $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install -qq -c constraints.txt -e .
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
+
+$(STUBS)/tensorrt/__init__.pyi: | $(BIN)/python
+	$(PIP) install -qq --no-deps --target $(STUBS) $(STUBBED)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(DEV)
+types: $(DEV) stubs
 	$(BIN)/pyright
 
 layers: $(DEV)

@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnx import ModelProto
 
@@ -32,7 +32,11 @@ from compress.engines.onnx_check import axis_names, check_quantization, compute_
 from compress.engines.profiles import add_profiles
 from compress.engines.rtx_program import Operation, compute_capabilities, count_int8, operand_types
 from compress.engines.sidecar import Count, IoTensor, OperandTypes, OperationTypes, Precision, Profile, Sidecar
+from compress.engines.tensorrt_engine import dims
 from compress.errors import CompressError, ModelError, TryAgainError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _Result = TypeVar("_Result")
 
@@ -60,9 +64,9 @@ class FreshArenas:
 class Parsed:
     """What must outlive the build: a parser on a collected network crashes the process."""
 
-    builder: Any
-    network: Any
-    parser: Any
+    builder: tensorrt.Builder
+    network: tensorrt.INetworkDefinition
+    parser: tensorrt.OnnxParser
 
 
 @dataclass(frozen=True)
@@ -183,10 +187,10 @@ def _converted(source: bytes, model: ModelProto, precision: Precision) -> tuple[
 
 
 def _parsed(trt: Any, logger: Any, data: bytes, log: BuildLog) -> Parsed:
-    builder = _started(lambda: trt.Builder(logger), "builder", log)
+    builder: tensorrt.Builder = _started(lambda: trt.Builder(logger), "builder", log)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(1 << int(flag) if flag is not None else 0)
-    parser = trt.OnnxParser(network, logger)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
     if not parser.parse(data):
         raise parser_error(parser)
     if network.num_layers == 0 or network.num_outputs == 0:
@@ -213,11 +217,11 @@ def _started(make: Any, what: str, log: BuildLog) -> Any:
     return made
 
 
-def _io(trt: Any, tensor: Any, mode: Any, axes: dict[str, list[str]]) -> IoTensor:
+def _io(trt: Any, tensor: tensorrt.ITensor, mode: Any, axes: dict[str, list[str]]) -> IoTensor:
     names = axes.get(tensor.name, [])
     shape = tuple(
         int(size) if size >= 0 else (names[axis] if axis < len(names) and names[axis] else "?")
-        for axis, size in enumerate(tensor.shape)
+        for axis, size in enumerate(dims(tensor.shape))
     )
     try:
         dtype = trt.nptype(tensor.dtype).__name__

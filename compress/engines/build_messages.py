@@ -6,9 +6,12 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import CompressError, ModelError, UnavailableError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _MAX_LISTED = 10
 _KEPT = ("INTERNAL_ERROR", "ERROR", "WARNING")
@@ -56,7 +59,7 @@ class BuildLog:
         self._file.close()
 
 
-def parser_error(parser: Any) -> ModelError:
+def parser_error(parser: tensorrt.OnnxParser) -> ModelError:
     """Every node that the parser refuses, with a reason of ours where its own says nothing."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     lines = [_explained(error.node_name(), error.node_operator(), error.desc(), error.code()) for error in errors]

@@ -5,11 +5,14 @@ What differs between them is found by asking for the attribute, never by version
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.engines.build_messages import BuildLog
 from compress.engines.build_request import BuildRequest
 from compress.errors import UsageError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 
 def compiles_at_run_time(trt: Any) -> bool:
@@ -20,7 +23,7 @@ def compiles_at_run_time(trt: Any) -> bool:
     return hasattr(getattr(trt, "IRuntimeConfig", None), "create_runtime_cache")
 
 
-def capabilities(trt: Any, config: Any) -> tuple[str, ...]:
+def capabilities(trt: Any, config: tensorrt.IBuilderConfig) -> tuple[str, ...]:
     """What the backend offers of all that this package can ask for, sorted.
 
     Args:
@@ -40,7 +43,7 @@ def capabilities(trt: Any, config: Any) -> tuple[str, ...]:
     return tuple(sorted(name for name, here in found.items() if here))
 
 
-def configure(trt: Any, config: Any, request: BuildRequest, log: BuildLog) -> None:
+def configure(trt: Any, config: tensorrt.IBuilderConfig, request: BuildRequest, log: BuildLog) -> None:
     """Set everything that the request asks for.
 
     Precisions are none of it: networks are strongly typed, so the graph's own types decide.
@@ -61,6 +64,7 @@ def configure(trt: Any, config: Any, request: BuildRequest, log: BuildLog) -> No
 
 
 def _set_compute_capabilities(trt: Any, config: Any, request: BuildRequest) -> None:
+    # Any: only TensorRT-RTX has these settings, and it has no stubs.
     if not request.compute_capabilities:
         return
     if not hasattr(config, "num_compute_capabilities"):
@@ -81,7 +85,7 @@ def _set_compute_capabilities(trt: Any, config: Any, request: BuildRequest) -> N
             raise UsageError(f"{request.backend} refuses to build for {', '.join(request.compute_capabilities)}")
 
 
-def _set_compatibility(trt: Any, config: Any, request: BuildRequest) -> None:
+def _set_compatibility(trt: Any, config: tensorrt.IBuilderConfig, request: BuildRequest) -> None:
     here = capabilities(trt, config)
     if request.hardware_compatibility is not None:
         if "hardware_compatibility" not in here:
@@ -105,7 +109,9 @@ def _set_compatibility(trt: Any, config: Any, request: BuildRequest) -> None:
             config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
 
 
-def start_timing_cache(trt: Any, config: Any, request: BuildRequest) -> Any:
+def start_timing_cache(
+    trt: Any, config: tensorrt.IBuilderConfig, request: BuildRequest
+) -> tensorrt.ITimingCache | None:
     """Give the build the timings of an earlier one, or an empty cache to fill; None where nothing is timed.
 
     Returns:
@@ -133,6 +139,6 @@ def start_timing_cache(trt: Any, config: Any, request: BuildRequest) -> Any:
     return cache
 
 
-def timing_cache_bytes(config: Any) -> bytes:
+def timing_cache_bytes(config: tensorrt.IBuilderConfig) -> bytes:
     """What the finished build knows about the speed of kernels."""
     return bytes(config.get_timing_cache().serialize())

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.engines.rtx_program import Kind, Operation
+
+if TYPE_CHECKING:
+    import tensorrt
 
 # Words of the format strings, of several releases: `Int8`, `Row major linear FP16 format`, `Half`.
 _TYPES = (
@@ -35,7 +38,7 @@ def inspect_plan(trt: Any, logger: Any, plan: bytes) -> str:
     Returns:
         The inspector's JSON; empty where the engine does not load, for which the logger has the reason.
     """
-    runtime = trt.Runtime(logger)
+    runtime: tensorrt.Runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return ""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.engines.build_request import BuildRequest
 from compress.engines.sidecar import Profile
+from compress.engines.tensorrt_engine import dims
 from compress.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 BatchLimits = tuple[int, int, int]  # min, opt, max
 
@@ -37,14 +41,19 @@ def as_profiles(batch: Sequence[int] | Sequence[Sequence[int]]) -> tuple[BatchLi
     return tuple(found)
 
 
-def add_profiles(builder: Any, config: Any, network: Any, request: BuildRequest) -> tuple[Profile, ...]:
+def add_profiles(
+    builder: tensorrt.Builder,
+    config: tensorrt.IBuilderConfig,
+    network: tensorrt.INetworkDefinition,
+    request: BuildRequest,
+) -> tuple[Profile, ...]:
     """Add every profile of the request to the builder's configuration; none where the batch is fixed.
 
     Raises:
         UsageError: the model has no such input.
         ModelError: another axis is dynamic, a fixed batch is not the one asked for, or the backend refuses.
     """
-    inputs = {network.get_input(i).name: tuple(network.get_input(i).shape) for i in range(network.num_inputs)}
+    inputs = {network.get_input(i).name: dims(network.get_input(i).shape) for i in range(network.num_inputs)}
     if request.input_name not in inputs:
         raise UsageError(f"The model has no input {request.input_name!r}: it has {', '.join(inputs)}")
     # An unknown size is -1 here.
@@ -74,9 +83,13 @@ def _require_fixed(fixed: int, inputs: Mapping[str, Sequence[int]], request: Bui
 
 
 def _add_one(
-    builder: Any, config: Any, inputs: Mapping[str, tuple[int, ...]], limits: BatchLimits, index: int
+    builder: tensorrt.Builder,
+    config: tensorrt.IBuilderConfig,
+    inputs: Mapping[str, tuple[int, ...]],
+    limits: BatchLimits,
+    index: int,
 ) -> list[Profile]:
-    profile = builder.create_optimization_profile()
+    profile: Any = builder.create_optimization_profile()  # Any: its stubs want Dims, and it takes tuples
     added: list[Profile] = []
     for name, shape in inputs.items():
         if shape and shape[0] < 0:

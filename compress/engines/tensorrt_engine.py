@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.engines.sidecar import Sidecar
 from compress.errors import ArtifactError, ModelError, UnavailableError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _LAST_MESSAGES = 5
 
@@ -58,16 +61,18 @@ class TensorRTEngine:
         self._cache: Any = None
         self.cache_state = "none"  # or warm, or why it is cold
         # engine_host_code_allowed stays False: a plan has no business running code on the host.
-        self._runtime: Any = self._started(lambda: trt.Runtime(self._logger), "runtime")
+        self._runtime: tensorrt.Runtime = self._started(lambda: trt.Runtime(self._logger), "runtime")
         self._admit(trt, sidecar, plan, gpu)
-        self._engine: Any = self._started(lambda: self._runtime.deserialize_cuda_engine(plan), "engine")
+        self._engine: tensorrt.ICudaEngine = self._started(
+            lambda: self._runtime.deserialize_cuda_engine(plan), "engine"
+        )
         names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
         recorded = {tensor.name for tensor in sidecar.io}
         if names != recorded:
             raise ArtifactError(f"The engine has tensors {sorted(names)}, its sidecar {sorted(recorded)}")
         config = self._runtime_config(trt, cache, keep_cache=keep_cache, eager=eager)
         arguments = () if config is None else (config,)
-        self.context: Any = self._started(
+        self.context: tensorrt.IExecutionContext = self._started(
             lambda: self._engine.create_execution_context(*arguments), "execution context"
         )
 
@@ -86,16 +91,15 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Free everything, each before what it refers to."""
-        self.context = None
-        self._cache = None
-        self._engine = None
-        self._runtime = None
+        for name in ("context", "_cache", "_engine", "_runtime"):
+            setattr(self, name, None)
 
     def _admit(self, trt: Any, sidecar: Sidecar, plan: bytes, gpu: tuple[str, str]) -> None:
         name = f"{gpu[0]}, compute capability {gpu[1]}"
         hint = "build the engine again, for this GPU and by the installed version"
-        if hasattr(self._runtime, "get_engine_validity"):
-            validity, bits = self._runtime.get_engine_validity(plan)
+        validate = getattr(self._runtime, "get_engine_validity", None)
+        if validate is not None:
+            validity, bits = validate(plan)
             if validity == trt.EngineValidity.INVALID:
                 reasons = [text for bit, text in _INVALIDITY.items() if int(bits) & bit]
                 raise UnavailableError(
@@ -114,7 +118,7 @@ class TensorRTEngine:
         late = hasattr(getattr(trt, "IRuntimeConfig", None), "create_runtime_cache")
         if not late or not (cache is not None or keep_cache or eager):
             return None
-        config = self._engine.create_runtime_config()
+        config: Any = self._engine.create_runtime_config()  # Any: the stubs know none of these settings
         if eager and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         if cache is not None or keep_cache:
@@ -139,6 +143,11 @@ class TensorRTEngine:
 
     def _last_messages(self) -> str:
         return "; ".join(self._messages[-_LAST_MESSAGES:]) or "it gives no reason"
+
+
+def dims(shape: tensorrt.Dims) -> tuple[int, ...]:
+    """Sizes of a tensor's axes, -1 where one is not known yet."""
+    return tuple(shape[axis] for axis in range(len(shape)))
 
 
 def _runs_on(sidecar: Sidecar, compute_capability: str) -> bool:

@@ -23,7 +23,7 @@ from compress.engines.sidecar import (
     read_sidecar,
     sidecar_path,
 )
-from compress.engines.tensorrt_engine import TensorRTEngine
+from compress.engines.tensorrt_engine import TensorRTEngine, dims
 from compress.errors import DataError, ModelError, UnavailableError, UsageError
 from compress.log import get_logger
 from compress.nvml import query_state
@@ -205,7 +205,7 @@ class TensorRTSession:
             raise ModelError(f"TensorRT cannot infer the shapes of {', '.join(unknown)}")
         shapes: dict[str, tuple[int, ...]] = {}
         for spec in (*self.inputs, *self.outputs):
-            shapes[spec.name] = shape = tuple(context.get_tensor_shape(spec.name))
+            shapes[spec.name] = shape = dims(context.get_tensor_shape(spec.name))
             if any(axis < 0 for axis in shape):
                 raise ModelError(
                     f"The shape of {spec.name!r} depends on data: {shape}; expected one known from the inputs"
@@ -239,7 +239,7 @@ class TensorRTSession:
             for name, array in inputs.items():
                 engine.check(engine.context.set_input_shape(name, array.shape), f"shape {array.shape} of {name!r}")
                 self._buffers[name].stage(array)
-            shapes = {spec.name: tuple(engine.context.get_tensor_shape(spec.name)) for spec in self.outputs}
+            shapes = {spec.name: dims(engine.context.get_tensor_shape(spec.name)) for spec in self.outputs}
             graph = self._graphs.get(key)
             start = device.mark()
             if graph is not None:
