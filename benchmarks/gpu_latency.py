@@ -94,6 +94,11 @@ def callables(material: Material, feed: Any) -> Iterator[tuple[str, Callable[[],
     where, inputs = device(), {"image": feed}
     for name, plan in material.plans.items():
         yield f"engine {name}", lambda plan=plan: TensorRTSession.load(plan).timed(inputs)
+        if where == "cuda":
+            yield (
+                f"engine {name}, CUDA graphs",
+                lambda plan=plan: TensorRTSession.load(plan, graphs=True).timed(inputs),
+            )
     for one in TORCH:
         if (one.mode is None or material.settings.compiled) and (one.mode != "reduce-overhead" or where == "cuda"):
             yield one.name, lambda one=one: torch_call(material.teacher, one, feed, where)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peers.environments import HERE, ROOT, ChildFailed, python_of, run_child
-from peers.judging import FLOAT, OURS, completeness, engine_share, figures, row
+from peers.judging import FLOAT, OURS, completeness, engine_share, figures, rewritten, row
 from promises import RESULTS, promise, write_result
 from remembering import digest_of, remembered, versions
 
@@ -102,7 +102,7 @@ def calibration_key(tool: str, model: Path, data: Path) -> dict[str, Any]:
     return {
         "model": file_sha256(model),
         "data": file_sha256(data),
-        "code": digest_of(HERE / chosen.adapter, HERE / "adapter.py", *sources),
+        "code": digest_of(*(HERE / name for name in (chosen.adapter, "adapter.py", "ort_static.py")), *sources),
         "libraries": versions(*libraries),
     }
 
@@ -119,10 +119,11 @@ def measuring_key(request: Mapping[str, Any]) -> dict[str, Any]:
     scripts = [HERE / name for name in ("measuring.py", "judging.py", "requirements-measuring.txt")]
     parts = [ROOT / "compress" / part for part in ("measure", "engines", "onnx_graph/inspect.py")]
     # the weights of an OpenVINO model lie beside its graph
-    files = {tool: [Path(path), Path(path).with_suffix(".bin")] for tool, path in request["files"].items()}
+    named = [Path(path) for kind in ("files", "sources") for path in request[kind].values()]
+    files = [path for file in named for path in (file, file.with_suffix(".bin")) if path.is_file()]
     return {
         "request": request,
-        "digests": {tool: [file_sha256(path) for path in paths if path.is_file()] for tool, paths in files.items()},
+        "digests": {str(path): file_sha256(path) for path in files},
         "test": file_sha256(Path(request["test"])),
         "code": digest_of(*scripts, *parts),
     }
@@ -202,14 +203,15 @@ class Bench:
         self.versions[tool] = known["versions"]
         return folder, known
 
-    def measured(self, folder: Path, files: dict[str, Path]) -> dict[str, Any]:
-        """Accuracy, kernels and interleaved latency of all files of one network."""
+    def measured(self, folder: Path, files: dict[str, Path], sources: dict[str, Path]) -> dict[str, Any]:
+        """Accuracy, kernels and interleaved latency of all files of one network; accuracy of those they came from."""
         harness = {
             batch: {**settings, "budget_s": QUICK_BUDGET_S if self.plan.quick else settings["budget_s"]}
             for batch, settings in HARNESS.items()
         }
         request = {
             "files": {tool: str(path) for tool, path in files.items()},
+            "sources": {tool: str(path) for tool, path in sources.items()},
             "test": str(self.data_file("test", self.plan.samples)),
             "threads": threads(),
             "harness": harness,
@@ -249,7 +251,7 @@ class Bench:
         path, known = self.float_file(model, seed)
         small: dict[str, dict[str, Any]] = {}
         large: dict[str, dict[str, Any]] = {}
-        files, engines = {FLOAT: path}, {}
+        files, sources, engines = {FLOAT: path}, {}, {}
         for tool in TOOLS:
             where = {"model": model, "seed": seed, "tool": tool}
             try:
@@ -257,13 +259,15 @@ class Bench:
                 files[tool] = folder / small[tool]["files"]["run"]
                 if "engine" in small[tool]["files"]:
                     engines[tool] = self.engine(folder / small[tool]["files"]["engine"])
+                if tool == OURS:
+                    sources[tool] = folder / small[tool]["files"]["engine"]
                 if self.needs_large(model, seed, tool):
                     large[tool] = self.calibrated(tool, path, LARGE)[1]
             except ChildFailed as error:
                 self.failed(where, error)
             else:
                 self.say(f"{model} seed {seed}: {tool} calibrated in {small[tool]['calib_s']:.1f} s")
-        found = self.measured(path.parents[1], files)
+        found = self.measured(path.parents[1], files, sources)
         rows = [
             row(model, seed, tool, found, small.get(tool), large.get(tool), engines.get(tool, {}).get("builds"))
             for tool in (FLOAT, *TOOLS)
@@ -295,6 +299,7 @@ def promises(
         lines = [
             *completeness(model, own, plan.seeds, broken.count(model)),
             *figures(model, own, correct),
+            *rewritten(model, mine),
             engine_share(model, [detail["engines"].get(OURS, {}) for detail in mine]),
         ]
         found += [promise(*line) for line in lines]

@@ -22,10 +22,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from peers.environments import HERE
+from peers.networks import Recipe
 from promises import RESULTS, ROOT, promise, write_result
 from remembering import digest_of, remembered, versions
 from torch import nn
@@ -39,8 +41,7 @@ from compress.measure.comparison import paired_counts
 from compress.measure.fidelity import correct_bits
 from compress.measure.special import student_t_quantile
 from compress.measure.statistics import tango_interval
-from compress.models.catalogue import build_model, count_parameters
-from compress.models.normalized import Normalized
+from compress.models.catalogue import count_parameters
 from compress.onnx_graph.export import INPUT, OUTPUT, export_onnx
 from compress.onnx_graph.loading import save_onnx
 from compress.pipeline.machine import FACTS, machine_state, resolve_precision, threads
@@ -60,43 +61,29 @@ PARTS = ("data", "engines", "measure/fidelity.py", "models", "onnx_graph", "quan
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A network, how it is trained, and how both trainings go on; samples are class-balanced.
+class Tuned(Recipe):
+    """How a network is trained, and how both trainings go on.
 
     `tuning_rate` is the peak learning rate of the `tuning_epochs`; `test_samples` None stands for all 10,000.
     """
 
-    model: dict[str, Any]
-    optimizer: Literal["sgd", "adamw"]
-    learning_rate: float
-    weight_decay: float
-    epochs: int
     tuning_rate: float
     tuning_epochs: int = 3
-    samples: int = 10_000
     test_samples: int | None = None
 
-    def settings(self, seed: int, *, tuning: bool) -> TrainSettings:
-        """Of the float training, or of either training that goes on from it."""
-        return TrainSettings(
-            epochs=self.tuning_epochs if tuning else self.epochs,
-            batch_size=64,
-            learning_rate=self.tuning_rate if tuning else self.learning_rate,
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
-            precision=resolve_precision("auto"),
-            threads=threads(),
-            seed=seed,
-        )
+    def tuning(self, seed: int) -> TrainSettings:
+        """Of either training that goes on."""
+        return replace(self.settings(seed), epochs=self.tuning_epochs, learning_rate=self.tuning_rate)
 
 
 RECIPES = {
-    "residual": Recipe({"name": "resnet", "widths": [32, 64], "stem_stride": 2}, "sgd", 0.1, 5e-4, 4, 0.01),
+    "residual": Tuned({"name": "resnet", "widths": [32, 64], "stem_stride": 2}, "sgd", 0.1, 5e-4, 4, 10_000, 0.01),
     # inverted residuals with depthwise convolutions and ReLU6
-    "depthwise": Recipe(
-        {"name": "mobilenet", "widths": [16, 32, 64], "depths": [1, 2, 2], "stem_stride": 2}, "sgd", 0.1, 5e-4, 5, 0.01
+    "depthwise": Tuned(
+        {"name": "mobilenet", "widths": [16, 32, 64], "depths": [1, 2, 2], "stem_stride": 2},
+        *("sgd", 0.1, 5e-4, 5, 10_000, 0.01),
     ),
-    "vit": Recipe({"name": "vit"}, "adamw", 1e-3, 0.05, 6, 1e-4),
+    "vit": Tuned({"name": "vit"}, "adamw", 1e-3, 0.05, 6, 10_000, 1e-4),
 }
 QUICK: dict[str, Any] = {"epochs": 1, "tuning_epochs": 1, "samples": 1000, "test_samples": 1000}
 
@@ -112,9 +99,9 @@ def data_config(samples: int, test_samples: int | None) -> DataConfig:
     return DataConfig(dataset="fashion-mnist", train_samples=samples, test_samples=test_samples)
 
 
-def key_of(recipe: Recipe, seed: int) -> dict[str, Any]:
+def key_of(recipe: Tuned, seed: int) -> dict[str, Any]:
     """What the figures of a network and a seed depend on, but for the machine's rounding."""
-    code = digest_of(Path(__file__).resolve(), *(ROOT / "compress" / part for part in PARTS))
+    code = digest_of(Path(__file__).resolve(), HERE / "networks.py", *(ROOT / "compress" / part for part in PARTS))
     return {
         "recipe": asdict(recipe),
         "seed": seed,
@@ -150,7 +137,7 @@ def write_int8(trained: nn.Module, example: torch.Tensor, train: Split, path: Pa
     return fixed_precision(model, quantized).int8_macs
 
 
-def measure(recipe: Recipe, seed: int, folder: Path) -> dict[str, Any]:
+def measure(recipe: Tuned, seed: int, folder: Path) -> dict[str, Any]:
     """Train one network three times and answer the test images with two of the results.
 
     Args:
@@ -165,22 +152,24 @@ def measure(recipe: Recipe, seed: int, folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     data = data_of(recipe.samples, recipe.test_samples)
     example = torch.zeros(2, *data.image_shape)
-    torch.manual_seed(seed)
-    net = build_model(recipe.model, image_shape=data.image_shape, classes=len(data.classes), base=Path())
-    module = Normalized(net, *data.train.channel_statistics())
+    module = recipe.network(seed, data)
 
-    def train(what: nn.Module, *, tuning: bool) -> FitResult:
-        return fit(what, hard_objective(), data.train, data.validation, recipe.settings(seed, tuning=tuning))
+    def train(what: nn.Module, settings: TrainSettings) -> FitResult:
+        return fit(what, hard_objective(), data.train, data.validation, settings)
 
-    trained = train(module, tuning=False)
+    trained = train(module, recipe.settings(seed))
     control, prepared = copy.deepcopy(module), prepare_qat(module, example)
-    fitted = {"float": trained, "control": train(control, tuning=True), "qat": train(prepared, tuning=True)}
+    fitted = {
+        "float": trained,
+        "control": train(control, recipe.tuning(seed)),
+        "qat": train(prepared, recipe.tuning(seed)),
+    }
     export_onnx(control, example, folder / "control.onnx")
     share = write_int8(convert_qat(prepared), example, data.train, folder / "int8.onnx")
     arms = {arm: answers(folder / f"{arm}.onnx", data.test) for arm in ("control", "int8")}
     return {
         "n": len(data.test),
-        "parameters": count_parameters(net),
+        "parameters": count_parameters(module),
         "validation_top1": trained.history[trained.best_epoch - 1]["validation_top1"],
         **arms,
         "int8_macs": share,
@@ -274,7 +263,7 @@ def cell_of(plan: Plan, model: str, seed: int) -> dict[str, Any]:
     return paired({"model": model, "seed": seed, **cell})
 
 
-def recipe_of(plan: Plan, model: str) -> Recipe:
+def recipe_of(plan: Plan, model: str) -> Tuned:
     """The recipe of a network, hardly any training in it where the plan is quick."""
     return replace(RECIPES[model], **QUICK) if plan.quick else RECIPES[model]
 

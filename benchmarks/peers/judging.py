@@ -15,6 +15,7 @@ MARGIN = 0.002  # of top-1, a fraction
 SPEED_SHARE = 0.98  # of the best peer's speed
 SPEEDUPS = {"1": 1.6, "32": 2.2}  # of the residual net, by batch
 MEMORY_GROWTH = 1.05
+REWRITE_PP = 0.05
 
 _COMPARED = ("top1", *(f"speedup_b{batch}" for batch in SPEEDUPS))
 _FIGURES = (*_COMPARED, "calib_s", "peak_bytes_512")
@@ -125,6 +126,31 @@ def engine_share(model: str, engines: Iterable[Mapping[str, Any]]) -> tuple[str,
     rest = sum(one.get(kind, 0) for one in known for kind in ("float", "unseen"))
     what = f"{model}: layers of our engine seen to take int8 operands, share of all, unseen ones included"
     return what, int8 / (int8 + rest) if int8 + rest else 0.0, ">=", 1
+
+
+def rewritten(model: str, details: Iterable[Mapping[str, Any]]) -> list[tuple[str, float, str, float | None]]:
+    """How far our file for ONNX Runtime answers other than the Q/DQ file that it was rewritten from.
+
+    Args:
+        model: the network's name.
+        details: answers of the measuring process, one a seed; those that ours failed on are left out.
+
+    Returns:
+        One line: the absolute change of top-1 over all seeds, in percentage points.
+    """
+    known = [one for one in details if OURS in one["sources"]]
+    if not known:
+        return []
+    gained, lost, n = pooled(
+        {
+            at: {OURS: one["tools"][OURS]["correct"], "source": one["sources"][OURS]["correct"]}
+            for at, one in enumerate(known)
+        },
+        known[0]["n"],
+        "source",
+    )
+    what = f"{model}, n {n}: change of top-1 by the unsigned rewrite (gained {gained}, lost {lost}), pp"
+    return [(what, 100 * abs(gained - lost) / n, "<=", REWRITE_PP)]
 
 
 def complete_peers(rows: Iterable[Mapping[str, Any]], field: str) -> list[str]:

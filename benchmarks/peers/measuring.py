@@ -3,7 +3,8 @@
     python measuring.py request.json answer.json
 
 It runs in an environment with ONNX Runtime and OpenVINO. A request names the files by tool ("float" among them), the
-test images, the batches and the settings of the harness.
+test images, the batches and the settings of the harness; and by tool, as `sources`, the Q/DQ file that the measured
+one was rewritten from.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Runner(Protocol):
 class OnnxRuntimeRunner:
     """An ONNX file on ONNX Runtime's CPU provider, all optimisations on."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, *, optimized: bool = True) -> None:
         self.path = path
-        self.session = OnnxRuntimeSession.load(path, threads=threads)
+        self.session = OnnxRuntimeSession.load(path, threads=threads, optimized=optimized)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """One run."""
@@ -123,6 +124,12 @@ def latency(runners: dict[str, Runner], images: np.ndarray, harness: dict[str, A
     return found
 
 
+def answers(runner: Runner, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Which test images a file has right, as bits, and their share `top1`."""
+    logits = np.concatenate([runner.logits(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
+    return {"correct": correct_bits(logits, labels), "top1": float((logits.argmax(axis=1) == labels).mean())}
+
+
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Answers of every tool on every test image, then latency batch by batch."""
     with np.load(request["test"], allow_pickle=False) as arrays:
@@ -130,17 +137,21 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     runners = {name: load(Path(path), request["threads"]) for name, path in request["files"].items()}
     tools: dict[str, Any] = {}
     for name, runner in runners.items():
-        logits = np.concatenate([runner.logits(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
         counts = runner.kernels()
         tools[name] = {
-            "correct": correct_bits(logits, labels),
-            "top1": float((logits.argmax(axis=1) == labels).mean()),
+            **answers(runner, images, labels),
             "int8_share": int8_share(counts),
             "kernels": dict(sorted(counts.items())),
         }
+    sources = {
+        # node by node, as ONNX defines a Q/DQ graph: fused kernels for signed activations may saturate
+        name: answers(OnnxRuntimeRunner(Path(path), request["threads"], optimized=False), images, labels)
+        for name, path in request["sources"].items()
+    }
     return {
         "n": len(labels),
         "tools": tools,
+        "sources": sources,
         "latency": {
             batch: latency(runners, images[: int(batch)], harness) for batch, harness in request["harness"].items()
         },

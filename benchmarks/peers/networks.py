@@ -32,6 +32,25 @@ class Recipe:
     epochs: int
     samples: int
 
+    def settings(self, seed: int) -> TrainSettings:
+        """Of its training."""
+        return TrainSettings(
+            epochs=self.epochs,
+            batch_size=64,
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            precision=resolve_precision("auto"),
+            threads=threads(),
+            seed=seed,
+        )
+
+    def network(self, seed: int, data: Dataset) -> Normalized:
+        """With random weights."""
+        torch.manual_seed(seed)
+        net = build_model(self.model, image_shape=data.image_shape, classes=len(data.classes), base=Path())
+        return Normalized(net, *data.train.channel_statistics())
+
 
 RECIPES = {
     # 15 convolutions and 6 residual adds
@@ -61,23 +80,11 @@ def train_float(recipe: Recipe, seed: int, path: Path) -> dict[str, Any]:
         `parameters`, and `validation_top1` of the best epoch as a fraction.
     """
     data = data_of(recipe.samples)
-    torch.manual_seed(seed)
-    net = build_model(recipe.model, image_shape=data.image_shape, classes=len(data.classes), base=Path())
-    module = Normalized(net, *data.train.channel_statistics())
-    settings = TrainSettings(
-        epochs=recipe.epochs,
-        batch_size=64,
-        learning_rate=recipe.learning_rate,
-        optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        precision=resolve_precision("auto"),
-        threads=threads(),
-        seed=seed,
-    )
-    fitted = fit(module, hard_objective(), data.train, data.validation, settings)
+    module = recipe.network(seed, data)
+    fitted = fit(module, hard_objective(), data.train, data.validation, recipe.settings(seed))
     export_onnx(fitted.module, torch.zeros(2, *data.image_shape), path)
     best = fitted.history[fitted.best_epoch - 1]
-    return {"parameters": count_parameters(net), "validation_top1": best["validation_top1"]}
+    return {"parameters": count_parameters(module), "validation_top1": best["validation_top1"]}
 
 
 def write_calibration(samples: int, path: Path) -> None:

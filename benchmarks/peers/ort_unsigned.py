@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapter import Images, Reader, main
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from adapter import Images, main
+from onnxruntime.quantization import QuantType
+from ort_static import ort_static
 
 
 def quantize(model: Path, images: Images, folder: Path) -> dict[str, str]:
     """Asymmetric activations, weights per channel, ranges from the smallest and largest values (its default)."""
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(model, prepared)
-    quantize_static(
-        prepared,
-        folder / "model.onnx",
-        Reader(images),  # type: ignore[arg-type]  # it asks for get_next alone
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return {"run": "model.onnx", "engine": "model.onnx"}
+    return ort_static(model, images, folder, activation_type=QuantType.QUInt8)
 
 
 if __name__ == "__main__":

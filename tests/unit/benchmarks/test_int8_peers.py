@@ -152,6 +152,26 @@ def test_a_layer_that_is_not_seen_in_the_engine_is_not_taken_for_int8(
     assert (value, sign, limit) == (share, ">=", 1)
 
 
+@pytest.mark.parametrize(
+    ("rewritten", "change"), [([1, 1, 1, 0], 0.0), ([1, 1, 1, 1], 12.5), ([0, 0, 1, 0], 25.0), ([1, 1, 0, 1], 0.0)]
+)
+def test_the_rewrite_is_held_against_the_file_it_started_from(
+    judging: ModuleType, rewritten: list[int], change: float
+) -> None:
+    same, source = bits([1, 1, 1, 1]), bits([1, 1, 1, 0])
+    details = [
+        {"n": 4, "tools": {"ours": {"correct": one}}, "sources": {"ours": {"correct": other}}}
+        for one, other in ((bits(rewritten), source), (same, same))
+    ]
+    failed = {"n": 4, "tools": {}, "sources": {}}
+
+    ((what, value, sign, limit),) = judging.rewritten("vit", [*details, failed])
+
+    assert what.startswith("vit, n 8: ")
+    assert (value, sign, limit) == (change, "<=", 0.05)
+    assert judging.rewritten("vit", [failed]) == []
+
+
 def outcome(int8_peers: ModuleType, tmp_path: Path, *, failing: bool, unseen: int = 0) -> int:
     """The exit code of a run of one network whose figures are known; ours fails on the second seed, or not."""
     plan = int8_peers.Plan(("vit",), (0, 1), 10_000, False, tmp_path)
@@ -165,7 +185,10 @@ def outcome(int8_peers: ModuleType, tmp_path: Path, *, failing: bool, unseen: in
             rows.append(line("ours", seed, model="vit", calib_s=None, rtx_builds=None))
         engines = {"ours": {"int8": 26, "float": 0, "unseen": unseen}} if "ours" in here else {}
         answers = {tool: {"correct": bits([1] * 10_000)} for tool in here}
-        details.append({"model": "vit", "seed": seed, "engines": engines, "tools": answers})
+        sources = {"ours": answers["ours"]} if "ours" in here else {}
+        details.append(
+            {"model": "vit", "seed": seed, "n": 10_000, "engines": engines, "tools": answers, "sources": sources}
+        )
     failures = [{"model": "vit", "seed": 1, "tool": "ours", "message": "ended with 1"}] if failing else []
     # a peer that fails is a gap in the table, not a fault of ours
     failures.append({"model": "vit", "seed": 0, "tool": "nncf", "message": "ended with 1"})
@@ -206,7 +229,7 @@ def copied(root: Path, tmp_path: Path) -> Path:
         *(("measured", f"compress/{name}") for name in ("engines/onnxruntime_session.py", "measure/latency.py")),
         ("measured", "compress/onnx_graph/inspect.py"),
         ("measured", "benchmarks/peers/requirements-measuring.txt"),
-        *(("measured", name) for name in ("images.npz", "model.xml", "model.bin")),
+        *(("measured", name) for name in ("images.npz", "model.onnx", "model.xml", "model.bin")),
     ],
 )
 def test_a_changed_input_changes_the_key(load, copied: Path, which: str, changed: str) -> None:
@@ -219,7 +242,9 @@ def test_a_changed_input_changes_the_key(load, copied: Path, which: str, changed
         "data": int8_peers.data_key,
         "float": lambda: int8_peers.float_key(recipe, 0),
         "engine": lambda: int8_peers.engine_key(model),
-        "measured": lambda: int8_peers.measuring_key({"files": {"a": str(copied / "model.xml")}, "test": str(data)}),
+        "measured": lambda: int8_peers.measuring_key(
+            {"files": {"a": str(copied / "model.xml")}, "sources": {"a": str(model)}, "test": str(data)}
+        ),
     }
     key = keys.get(which, lambda: int8_peers.calibration_key(which, model, data))
     before = key()

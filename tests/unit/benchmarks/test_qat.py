@@ -101,7 +101,7 @@ def test_the_key_names_everything_that_is_asked_for(qat: ModuleType) -> None:
 
 def test_both_trainings_that_go_on_are_alike(qat: ModuleType) -> None:
     for recipe in qat.RECIPES.values():
-        first, then = recipe.settings(3, tuning=False), recipe.settings(3, tuning=True)
+        first, then = recipe.settings(3), recipe.tuning(3)
         assert then == replace(first, epochs=recipe.tuning_epochs, learning_rate=recipe.tuning_rate)
         assert then.learning_rate < first.learning_rate
         assert then.augmentation is None
