@@ -59,6 +59,26 @@ def test_recipe_loads(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_fine_tuning_with_fake_quant_has_its_control_in_float(root: Path, name: str) -> None:
+    from compress.pipeline.recipe import load_recipe
+    from compress.stages import CATALOGUE
+
+    recipe = load_recipe(root / "pipelines" / f"{name}.yaml", [], CATALOGUE)
+    (report,) = [step for step in recipe.steps if step.stage.name == "benchmark"]
+    tuned = [step for step in recipe.steps if step.stage.name == "qat"]
+    assert len(tuned) == (0 if name == "ptq" else 1)
+    for qat in tuned:
+        control = recipe.step("control")
+        shared = type(qat.config).model_fields.keys() & type(control.config).model_fields.keys()
+        assert {"epochs", "batch_size", "learning_rate", "weight_decay", "kd_weight"} <= shared
+        for field in shared:
+            assert getattr(control.config, field) == getattr(qat.config, field), field
+        assert control.roles == qat.roles
+        assert control.config.model == recipe.step(*qat.roles["student"]).config.model
+        assert {"control", "float", "int8"} <= set(report.roles["variants"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipe_fits_the_schema_that_it_names(root: Path, name: str) -> None:
     import jsonschema
     from ruamel.yaml import YAML

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 EPOCHS = {
-    "digits.yaml": ["teacher.epochs=2", "student.epochs=3", "qat.epochs=1"],
-    "fashion_mnist.yaml": ["teacher.epochs=1", "student.epochs=1", "qat.epochs=1"],
+    "digits.yaml": ["teacher.epochs=2", "student.epochs=3", "qat.epochs=1", "control.epochs=1"],
+    "fashion_mnist.yaml": ["teacher.epochs=1", "student.epochs=1", "qat.epochs=1", "control.epochs=1"],
     "ptq.yaml": ["model.epochs=2"],
     "teacher_assistant.yaml": [
         "teacher.epochs=2",
@@ -16,8 +16,9 @@ EPOCHS = {
         "student.epochs=2",
         "alone.epochs=1",
         "qat.epochs=1",
+        "control.epochs=1",
     ],
-    "bring_your_own.yaml": ["student.epochs=2", "qat.epochs=1"],
+    "bring_your_own.yaml": ["student.epochs=2", "qat.epochs=1", "control.epochs=1"],
 }
 QUICK_LATENCY = "{blocks: 6, slot_iterations: 2, slot_ms: 2, warmup_ms: 1, processes: 2}"
 
