@@ -256,6 +256,7 @@ def bench(
     ] = None,
     batch: Annotated[str | None, typer.Option(metavar="1,32", help="Samples per call; default: 1 and 32.")] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads; default: all.")] = None,
+    graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Start each batch of an engine as one graph.")] = False,
     budget: Annotated[str, typer.Option(metavar="30s|2m|10m", help="How long is measured, about.")] = "30s",
     gate: Annotated[
         list[str] | None, typer.Option("--gate", metavar="NAME=VALUE", help="latency_ratio=1.05 sets the exit code.")
@@ -268,7 +269,7 @@ def bench(
     from compress.cli.benching import BenchOptions, bench_files
 
     log.configure(json=json)
-    options = BenchOptions(inputs, batch, threads, budget, gate or [], informational, seed, as_json=json)
+    options = BenchOptions(inputs, batch, threads, graphs, budget, gate or [], informational, seed, as_json=json)
     _end(bench_files(files, options))
 
 

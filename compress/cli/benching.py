@@ -35,6 +35,7 @@ class BenchOptions:
     inputs: Path | None
     batches: str | None
     threads: int | None
+    cuda_graphs: bool
     budget: str
     gates: Sequence[str]
     informational: bool
@@ -135,12 +136,12 @@ def _measure(paths: Sequence[Path], options: BenchOptions, budget_s: float, want
     surroundings = environment("cpu", threads)  # before anything here loads the machine
     start = time.monotonic()
     given = None if options.inputs is None else read_inputs(options.inputs)
-    files = open_files(paths, threads=threads)
+    files = open_files(paths, threads=threads, cuda_graphs=options.cuda_graphs)
     running = [file for file in files if file.session]
     batches = choose_batches(files, wanted) if running else ()
     feeds = {b: {file.name: make_feed(file, b, given, options.seed) for file in running} for b in batches}
     _check(running, feeds, informational=options.informational)
-    cold = _cold_starts(running, feeds, threads, options.seed) if running else {}
+    cold = _cold_starts(running, feeds, threads, options) if running else {}
     left_s = max(_LEAST_S, budget_s - (time.monotonic() - start))
     measured: dict[int, Measurement] = {}
     if running:
@@ -175,7 +176,7 @@ def _check(running: Sequence[BenchFile], feeds: Mapping[int, Mapping[str, Arrays
 
 
 def _cold_starts(
-    running: Sequence[BenchFile], feeds: Mapping[int, Mapping[str, Arrays]], threads: int, seed: int
+    running: Sequence[BenchFile], feeds: Mapping[int, Mapping[str, Arrays]], threads: int, options: BenchOptions
 ) -> dict[str, ColdStart]:
     from compress.stages.fresh_process import FreshSlot, FreshVariant, measure_fresh
 
@@ -188,12 +189,13 @@ def _cold_starts(
             first=next(iter(feeds.values()))[file.name],
             device="cpu" if file.runtime == "onnxruntime" else "cuda",
             threads=threads,
+            cuda_graphs=options.cuda_graphs,
         )
         for file in running
     ]
     # One call a batch size: what is compared comes from the interleaved blocks.
     once = FreshSlot(slot_iterations=1, slot_ms=0, warmup_iterations=0, warmup_ms=0)
-    return {name: cold for name, (_, cold) in measure_fresh(variants, slot=once, seed=seed).items()}
+    return {name: cold for name, (_, cold) in measure_fresh(variants, slot=once, seed=options.seed).items()}
 
 
 def _environment(surroundings: dict[str, Any], options: BenchOptions, batches: Sequence[int]) -> dict[str, Any]:
@@ -202,6 +204,7 @@ def _environment(surroundings: dict[str, Any], options: BenchOptions, batches: S
     return {
         **surroundings,
         "harness": HARNESS_VERSION,
+        "cuda_graphs": options.cuda_graphs,
         "budget": options.budget,
         "batches": list(batches),
         "inputs": "synthetic" if options.inputs is None else str(options.inputs),

@@ -63,12 +63,13 @@ class BenchFile:
         return self.session is not None and any(low <= batch <= high for low, high in ranges)
 
 
-def open_files(paths: Sequence[Path], *, threads: int) -> list[BenchFile]:
+def open_files(paths: Sequence[Path], *, threads: int, cuda_graphs: bool = False) -> list[BenchFile]:
     """Load every file; an engine that cannot run here keeps its reason.
 
     Args:
         paths: `.onnx` files, and `.plan` engines with their sidecars beside them.
         threads: CPU threads of every session, >= 1.
+        cuda_graphs: start each batch of an engine as one CUDA graph, where the engine allows it.
 
     Raises:
         UsageError: another suffix.
@@ -83,7 +84,8 @@ def open_files(paths: Sequence[Path], *, threads: int) -> list[BenchFile]:
         )
     opened: list[BenchFile] = []
     for name, path in zip(_names(paths), paths, strict=True):
-        opened.append(_open_onnx(name, path, threads) if path.suffix == ONNX else _open_engine(name, path))
+        onnx = path.suffix == ONNX
+        opened.append(_open_onnx(name, path, threads) if onnx else _open_engine(name, path, cuda_graphs))
     return opened
 
 
@@ -116,7 +118,7 @@ def _open_onnx(name: str, path: Path, threads: int) -> BenchFile:
     )
 
 
-def _open_engine(name: str, path: Path) -> BenchFile:
+def _open_engine(name: str, path: Path, cuda_graphs: bool) -> BenchFile:
     from compress.engines.tensorrt_session import TensorRTSession
 
     sidecar = read_sidecar(sidecar_path(path))
@@ -128,7 +130,7 @@ def _open_engine(name: str, path: Path) -> BenchFile:
     session, reason = None, why_not(sidecar.backend)
     if reason is None:
         try:
-            session = TensorRTSession.load(path)
+            session = TensorRTSession.load(path, graphs=cuda_graphs)
         except UnavailableError as error:
             reason = error.message
     smallest, largest = _profile_batches(sidecar.profiles, specs["input"])

@@ -97,7 +97,7 @@ def why(recipe: str, step: str, document: Mapping[str, Any], key: str, damaged: 
         store: where runs and artifacts are.
 
     Returns:
-        E.g. `config changed: temperature 2.0 -> 4.0`, or `never run`.
+        E.g. `config changed: temperature 2.0 -> 4.0`, or `first run`.
     """
     if damaged:
         return f"artifact damaged: {damaged[0].reason}"
@@ -112,4 +112,4 @@ def why(recipe: str, step: str, document: Mapping[str, Any], key: str, damaged: 
         before = store.inspect(store.root / record.path)
         if isinstance(before, Artifact):
             return "; ".join(differences(before.manifest.key_document, document))
-    return "never run"
+    return "first run"

@@ -1,6 +1,6 @@
 """`benchmark`: every variant on the same test images and in the same interleaved blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +63,9 @@ class BenchmarkConfig(StageConfig):
     latency: LatencyConfig = LatencyConfig()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="of torch sessions")
     threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of every session")
+    cuda_graphs: bool = Field(
+        default=False, description="start each batch of an engine as one CUDA graph; needs a GPU, and saves launches"
+    )
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,18 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
     edges = edges_to(variants, inputs.ancestors)
     runnables = {
         edge.child.step: runnable_from_artifact(
-            edge.child, workspace.base, device=config.device, threads=config.threads
+            edge.child,
+            workspace.base,
+            device=config.device,
+            threads=config.threads,
+            cuda_graphs=config.cuda_graphs,
         )
         for edge in edges
     }
     images = network_input(test.images)
     logits = {name: one.logits(images) for name, one in runnables.items() if one.session}
     timings = {batch: _time(runnables, variants, images, batch, config, workspace) for batch in config.latency.batches}
+    surroundings["gpu_state"] = _gpu_state(runnables.values())
     fresh = _fresh([runnables[one.step] for one in variants], images, config, workspace)
 
     evidence = Evidence(
@@ -195,6 +203,14 @@ def _time(
         )
 
 
+def _gpu_state(runnables: "Iterable[Runnable]") -> dict[str, Any] | None:
+    """Clocks, power and temperature of the GPU that has just been timed; None where no engine runs here."""
+    for one in runnables:
+        if tell := getattr(one.session, "telemetry", None):
+            return tell()
+    return None
+
+
 def _fresh(
     runnables: "Sequence[Runnable]", images: "NDArray[np.float32]", config: BenchmarkConfig, workspace: Workspace
 ) -> "dict[str, tuple[list[FreshRow], ColdStart]]":
@@ -204,7 +220,15 @@ def _fresh(
     assert isinstance(config.threads, int), "resolve replaces auto"
     latency = config.latency
     variants = [
-        fresh_variant(one, images, latency.batches, base=workspace.base, device=config.device, threads=config.threads)
+        fresh_variant(
+            one,
+            images,
+            latency.batches,
+            base=workspace.base,
+            device=config.device,
+            threads=config.threads,
+            cuda_graphs=config.cuda_graphs,
+        )
         for one in runnables
         if one.session
     ]

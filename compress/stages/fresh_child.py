@@ -50,7 +50,7 @@ def _load_onnx(request: Request) -> Session:
 def _load_engine(request: Request) -> Session:
     from compress.engines.tensorrt_session import TensorRTSession
 
-    return TensorRTSession.load(Path(request["path"]), request["device"])
+    return TensorRTSession.load(Path(request["path"]), request["device"], graphs=request["cuda_graphs"])
 
 
 # How each kind is loaded, and its runtime: what is imported before the clock starts.

@@ -57,6 +57,7 @@ class FreshVariant:
         threads: of its session, on a processor.
         optimized: False where ONNX Runtime is to compute node by node.
         base: folder that a user's `module:callable` starts from.
+        cuda_graphs: start each batch of an engine as one CUDA graph.
     """
 
     name: str
@@ -68,6 +69,7 @@ class FreshVariant:
     threads: int = 1
     optimized: bool = True
     base: Path = Path()
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,14 @@ class FreshSlot:
 
 
 def fresh_variant(
-    runnable: Runnable, images: "NDArray[np.float32]", batches: Iterable[int], *, base: Path, device: str, threads: int
+    runnable: Runnable,
+    images: "NDArray[np.float32]",
+    batches: Iterable[int],
+    *,
+    base: Path,
+    device: str,
+    threads: int,
+    cuda_graphs: bool = False,
 ) -> FreshVariant:
     """Describe an artifact that runs here for `measure_fresh`.
 
@@ -92,6 +101,7 @@ def fresh_variant(
         base: folder that a user's `module:callable` starts from.
         device: of torch sessions.
         threads: CPU threads of every session.
+        cuda_graphs: start each batch of an engine as one CUDA graph.
     """
     import numpy as np
 
@@ -114,6 +124,7 @@ def fresh_variant(
         threads=threads,
         optimized=not runnable.label.endswith("unoptimized"),
         base=base,
+        cuda_graphs=cuda_graphs,
     )
 
 
@@ -198,6 +209,7 @@ def _write_requests(variants: Sequence[FreshVariant], slot: FreshSlot, folder: P
                 "device": variant.device,
                 "threads": variant.threads,
                 "optimized": variant.optimized,
+                "cuda_graphs": variant.cuda_graphs,
                 "feeds": {str(batch): stored(feed) for batch, feed in variant.feeds.items()},
                 "first": stored(variant.first),
                 "slot": asdict(slot),

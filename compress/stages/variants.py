@@ -62,8 +62,18 @@ class Runnable:
         return np.concatenate(parts)
 
 
-def runnable_from_artifact(artifact: Artifact, base: Path, *, device: str, threads: int) -> Runnable:
-    """Load an artifact into the session of its kind; an engine that cannot run here keeps its reason."""
+def runnable_from_artifact(
+    artifact: Artifact, base: Path, *, device: str, threads: int, cuda_graphs: bool = False
+) -> Runnable:
+    """Load an artifact into the session of its kind; an engine that cannot run here keeps its reason.
+
+    Args:
+        artifact: of a step.
+        base: folder that a user's `module:callable` starts from.
+        device: of torch sessions.
+        threads: CPU threads of every session.
+        cuda_graphs: start each batch of an engine as one CUDA graph, where the engine allows it.
+    """
     if isinstance(artifact, Checkpoint):
         from compress.engines.torch_session import TorchSession
         from compress.training.checkpoint import load_checkpoint
@@ -93,7 +103,8 @@ def runnable_from_artifact(artifact: Artifact, base: Path, *, device: str, threa
     ranges = tuple((entry["min"], entry["max"]) for entry in wanted)
     smallest, largest = min(low for low, _ in ranges), max(high for _, high in ranges)
     try:
-        session = TensorRTSession.load(file)
-        return Runnable(artifact, file, f"{backend} cuda", session, smallest=smallest, largest=largest, ranges=ranges)
+        session = TensorRTSession.load(file, graphs=cuda_graphs)
+        label = f"{backend} cuda" + (", graphs" if session.describe()["cuda_graphs"] == "yes" else "")
+        return Runnable(artifact, file, label, session, smallest=smallest, largest=largest, ranges=ranges)
     except UnavailableError as error:
         return Runnable(artifact, file, f"{backend} cuda", None, error.message)

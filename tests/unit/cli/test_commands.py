@@ -86,7 +86,7 @@ def test_plan_of_an_empty_store(cli: Cli, recipe: Path) -> None:
     header, teacher, export = done.stdout.splitlines()
     assert header.split() == ["step", "stage", "plan", "key", "reason"]
     assert teacher.split()[:3] == ["teacher", "train", "run"]
-    assert teacher.endswith("never run")
+    assert teacher.endswith("first run")
     assert export.split() == ["float", "export", "depends", "-", "depends", "on", "teacher"]
     assert sorted(path.name for path in recipe.parent.iterdir()) == ["tiny.yaml"], "a plan writes nothing"
 

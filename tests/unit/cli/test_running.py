@@ -59,7 +59,7 @@ def test_lines_tables_and_last_line(first: subprocess.CompletedProcess[str]) -> 
     for line, step in zip(lines[1:6], STEPS, strict=True):
         assert line.split()[0] == step
         assert line.split()[2] == "run"
-        assert "(never run)" in line
+        assert "(first run)" in line
     assert "top1" in lines[1]
     titles = [line for line in lines if line.startswith(("Variants", "Latency", "Loss ladder", "Gates", "Files"))]
     assert [title.split()[0] for title in titles] == ["Variants", "Latency", "Loss", "Gates", "Files"]

@@ -140,6 +140,17 @@ def pycuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
 
 
 @pytest.fixture(scope="session")
+def int8_of() -> Callable[[dict[str, Any]], tuple[int, ...]]:
+    """Reads from a sidecar: convolutions with int8 operands, all of them, then the same of Gemms."""
+
+    def read(document: dict[str, Any]) -> tuple[int, ...]:
+        types = document["operand_types"]
+        return tuple(types[kind][count] for kind in ("convolutions", "gemms") for count in ("int8", "total"))
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def net() -> Callable[..., ModelProto]:
     return make_net
 

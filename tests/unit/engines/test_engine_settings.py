@@ -17,17 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def int8_of(document: dict) -> tuple[int, int, int, int]:
-    types = document["operand_types"]
-    return (
-        types["convolutions"]["int8"],
-        types["convolutions"]["total"],
-        types["gemms"]["int8"],
-        types["gemms"]["total"],
-    )
-
-
-def test_half_precision_of_a_float_graph(build, net):
+def test_half_precision_of_a_float_graph(build, net, int8_of):
     document = build(net(), precision="fp16")
     operations = document["operand_types"]["operations"]
     assert document["precision"] == "fp16"
@@ -36,13 +26,13 @@ def test_half_precision_of_a_float_graph(build, net):
     assert [tensor["dtype"] for tensor in document["io"]] == ["float32", "float32"]
 
 
-def test_half_precision_beside_int8_costs_no_integers(build, net, all_activations):
+def test_half_precision_beside_int8_costs_no_integers(build, net, all_activations, int8_of):
     document = build(net(quantized=all_activations), precision="int8+fp16")
     assert int8_of(document) == (3, 3, 1, 1)
     assert document["operand_types"]["unseen_nodes"] == []
 
 
-def test_what_is_not_quantized_is_in_half(build, net, all_activations):
+def test_what_is_not_quantized_is_in_half(build, net, all_activations, int8_of):
     document = build(net(quantized=tuple(name for name in all_activations if name != "c2_relu")), precision="int8+fp16")
     assert int8_of(document) == (2, 3, 1, 1)
     (left,) = (entry for entry in document["operand_types"]["operations"] if not entry["int8"])

@@ -44,27 +44,17 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def int8_of(document: dict) -> tuple[int, int, int, int]:
-    types = document["operand_types"]
-    return (
-        types["convolutions"]["int8"],
-        types["convolutions"]["total"],
-        types["gemms"]["int8"],
-        types["gemms"]["total"],
-    )
-
-
 # --- what an engine proves
 
 
-def test_signed_qdq_gives_int8_everywhere(int8_engine):
+def test_signed_qdq_gives_int8_everywhere(int8_engine, int8_of):
     document = json.loads(sidecar_path(int8_engine).read_text())
     assert int8_of(document) == (3, 3, 1, 1)
     assert document["operand_types"]["float_nodes"] == document["operand_types"]["unseen_nodes"] == []
     assert document["operand_types"]["operations"][0]["nodes"] == ["c1"]
 
 
-def test_the_float_graph_gives_none(build, net):
+def test_the_float_graph_gives_none(build, net, int8_of):
     document = build(net())
     assert int8_of(document) == (0, 3, 0, 1)
     assert document["operand_types"]["float_nodes"] == ["c1", "c2", "c3", "head"]
@@ -74,17 +64,17 @@ def test_the_float_graph_gives_none(build, net):
     ("removed", "expected", "floats"),
     [("c2_relu", (2, 3, 1, 1), ["c3"]), ("flat", (3, 3, 0, 1), ["head"]), ("c1_relu", (2, 3, 1, 1), ["c2"])],
 )
-def test_one_missing_pair_costs_exactly_one(build, net, all_activations, removed, expected, floats):
+def test_one_missing_pair_costs_exactly_one(build, net, all_activations, removed, expected, floats, int8_of):
     document = build(net(quantized=tuple(name for name in all_activations if name != removed)))
     assert int8_of(document) == expected
     assert document["operand_types"]["float_nodes"] == floats
 
 
-def test_float_weights_cost_all(build, net, all_activations):
+def test_float_weights_cost_all(build, net, all_activations, int8_of):
     assert int8_of(build(net(quantized=all_activations, weights_int8=False))) == (0, 3, 0, 1)
 
 
-def test_graphs_of_another_quantizer_build_too(build, net, tmp_path):
+def test_graphs_of_another_quantizer_build_too(build, net, tmp_path, int8_of):
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):

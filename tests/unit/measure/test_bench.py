@@ -91,6 +91,23 @@ def test_an_engine_that_cannot_run_keeps_its_reason_and_has_no_say(tmp_path, mat
     assert choose_batches([engine, net], None) == (1, 32)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_engine_is_loaded_with_cuda_graphs_where_they_are_asked_for(
+    tmp_path, matmul_onnx, unreadable_engine, monkeypatch, asked
+):
+    taken = {}
+    monkeypatch.setattr("compress.measure.bench.why_not", lambda backend: None)
+    monkeypatch.setattr(
+        "compress.engines.tensorrt_session.TensorRTSession.load", lambda path, **options: taken.update(options) or "it"
+    )
+
+    engine, _ = open_files(
+        [unreadable_engine(tmp_path / "it.plan"), matmul_onnx(tmp_path / "it.onnx")], threads=1, cuda_graphs=asked
+    )
+
+    assert (engine.session, taken) == ("it", {"graphs": asked})
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected"),
     [([("batch", 3)], None), ([(4, 3)], 4), ([(4, 3), ("n", 2)], None), ([()], 1), ([(), (2,)], 2)],

@@ -77,13 +77,16 @@ def test_weights_that_are_not_finite_are_named(residual, tmp_path, value):
         require_finite(residual)
 
 
-def with_external_data(model, folder, location="weights.bin"):
+def with_external_data(model, folder, location="weights.bin", **first):
+    """All weights beside the model; `offset` and `length`, if given, are what it says of the first of them."""
     onnx.save(model, folder / "a.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     loaded = onnx.load(folder / "a.onnx", load_external_data=False)
     for tensor in loaded.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = location
+    for entry in loaded.graph.initializer[0].external_data:
+        entry.value = first.get(entry.key, entry.value)
     (folder / "a.onnx").write_bytes(loaded.SerializeToString())
     return folder / "a.onnx"
 
@@ -159,12 +162,7 @@ def test_tensors_that_share_one_stretch_of_a_file_count_each(residual, tmp_path)
 @pytest.mark.parametrize("key", ["offset", "length"])
 @pytest.mark.parametrize("value", ["9" * 5000, "-8", "many", "²", ""], ids=["long", "-8", "word", "square", "none"])
 def test_external_data_whose_place_is_no_number(residual, tmp_path, key, value):
-    path = with_external_data(residual, tmp_path)
-    model = onnx.load(path, load_external_data=False)
-    for entry in model.graph.initializer[0].external_data:
-        if entry.key == key:
-            entry.value = value
-    path.write_bytes(model.SerializeToString())
+    path = with_external_data(residual, tmp_path, **{key: value})
     error = refused(path, f"has {key} '{value[:19]}'; expected a number of bytes")
     assert len(error.message) < 200
     assert "weights inside" in error.hint
@@ -174,12 +172,7 @@ def test_external_data_whose_place_is_no_number(residual, tmp_path, key, value):
     ("key", "value"), [("offset", "99999999999"), ("length", "99999999999"), ("location", "a\x00b")]
 )
 def test_external_data_whose_place_makes_no_sense(residual, tmp_path, key, value):
-    path = with_external_data(residual, tmp_path)
-    model = onnx.load(path, load_external_data=False)
-    for entry in model.graph.initializer[0].external_data:
-        if entry.key == key:
-            entry.value = value
-    path.write_bytes(model.SerializeToString())
+    path = with_external_data(residual, tmp_path, **{key: value})
     assert refused(path, "External data").exit_code == 5
 
 

@@ -28,7 +28,7 @@ def planned(toy, tmp_path):
 
 def test_a_fresh_plan_runs_the_first_step_and_writes_nothing(planned):
     assert planned() == {
-        "teacher": ("run", "never run"),
+        "teacher": ("run", "first run"),
         "student": ("depends", "depends on teacher"),
         "onnx": ("depends", "depends on student"),
         "report": ("depends", "depends on teacher, onnx"),
@@ -105,7 +105,7 @@ def test_a_run_that_failed_is_a_reason(planned, toy):
 
 def test_reasons_come_from_the_same_recipe_name(planned):
     planned(make=True)
-    assert planned("name=other", "seed=9")["teacher"] == ("run", "never run")
+    assert planned("name=other", "seed=9")["teacher"] == ("run", "first run")
 
 
 def test_a_hit_compares_the_whole_key_document(planned):

@@ -116,7 +116,15 @@ def test_an_onnx_process_imports_little_and_keeps_its_answers_apart(net, tmp_pat
     feed = {"file": str(tmp_path / "feed.npz"), "names": ["image"]}
     slot = {"slot_iterations": 1, "slot_ms": 0, "warmup_iterations": 0, "warmup_ms": 0}
     request = {
-        **{"runtime": "onnxruntime", "path": str(net), "base": "", "device": "cpu", "threads": 1, "optimized": True},
+        **{
+            "runtime": "onnxruntime",
+            "path": str(net),
+            "base": "",
+            "device": "cpu",
+            "threads": 1,
+            "optimized": True,
+            "cuda_graphs": False,
+        },
         **{"feeds": {"1": feed}, "first": feed, "slot": slot},
     }
     command = [CHILD[0], "-X", "importtime", *CHILD[1:]]

@@ -68,6 +68,37 @@ def test_an_engine_that_cannot_run_keeps_its_reason(make):
     assert one.reason == why_not("tensorrt_rtx")
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "label"),
+    [
+        (True, "yes", "tensorrt_rtx cuda, graphs"),
+        (True, "no: the engine cannot be captured from a stream", "tensorrt_rtx cuda"),
+        (False, "no: not asked for", "tensorrt_rtx cuda"),
+    ],
+)
+def test_cuda_graphs_are_asked_for_and_named_where_they_are_used(make, monkeypatch, asked, said, label):
+    class Recorded(Sum):
+        def describe(self):
+            return {"cuda_graphs": said}
+
+    taken = {}
+
+    def load(path, **options):
+        taken.update(options)
+        return Recorded(1, 64)
+
+    monkeypatch.setattr("compress.engines.availability.why_not", lambda backend: None)
+    monkeypatch.setattr("compress.engines.sidecar.find_plan", lambda folder, capability: folder / "model.plan")
+    monkeypatch.setattr("compress.engines.tensorrt_session.TensorRTSession.load", load)
+    engine = make("engine", Kind.ENGINE, config={"backend": "tensorrt_rtx", "batch": {"min": 1, "opt": 8, "max": 64}})
+
+    one = runnable_from_artifact(engine, Path(), device="cpu", threads=1, cuda_graphs=asked)
+
+    assert taken == {"graphs": asked}
+    assert one.label == label
+    assert (one.smallest, one.largest) == (1, 64)
+
+
 def test_gaps_between_profiles_are_filled_up(make):
     class Gaps(Sum):
         def run(self, inputs):
