@@ -22,7 +22,7 @@ RECIPE = ROOT / "pipelines" / "fashion_mnist.yaml"
 MINUTES = 40.0
 
 
-def promises(report: dict[str, Any], wall_s: float) -> list[dict[str, Any]]:
+def promises(report: dict[str, Any], wall_s: float, exit_code: int) -> list[dict[str, Any]]:
     """What the recipe promises, each with its figure; top-1 on the test split, latency in ONNX Runtime."""
     variants = {variant["name"]: variant for variant in report["variants"]}
     teacher, float_twin, int8 = variants[report["reference"]], variants[report["float_twin"]], variants["int8"]
@@ -30,6 +30,7 @@ def promises(report: dict[str, Any], wall_s: float) -> list[dict[str, Any]]:
     ratio = {row["batch"]: row for row in int8["ratio_to_float"]}
     rows = [
         ("wall time, minutes", wall_s / 60, "<=", MINUTES),
+        ("exit code", exit_code, "<=", 0),
         ("teacher top-1", teacher["top1"], ">=", 0.935),
         ("int8 top-1", int8["top1"], ">=", 0.915),
         ("float twin top-1 minus int8 top-1", float_twin["top1"] - int8["top1"], "<=", 0.005),
@@ -59,7 +60,7 @@ def main() -> int:
         "steps": [{key: step[key] for key in ("name", "stage", "status", "seconds")} for step in run["steps"]],
         "gates": run["gates"],
         "exit_code": run["exit_code"],
-        "promises": promises(report, wall_s),
+        "promises": promises(report, wall_s, run["exit_code"]),
         "report": report,
     }
     return write_result(options.output, result)
