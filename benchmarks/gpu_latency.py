@@ -94,11 +94,7 @@ def callables(material: Material, feed: Any) -> Iterator[tuple[str, Callable[[],
     where, inputs = device(), {"image": feed}
     for name, plan in material.plans.items():
         yield f"engine {name}", lambda plan=plan: TensorRTSession.load(plan).timed(inputs)
-        if where == "cuda":
-            yield (
-                f"engine {name}, CUDA graphs",
-                lambda plan=plan: TensorRTSession.load(plan, graphs=True).timed(inputs),
-            )
+        yield f"engine {name}, CUDA graphs", lambda plan=plan: graph_call(plan, inputs)
     for one in TORCH:
         if (one.mode is None or material.settings.compiled) and (one.mode != "reduce-overhead" or where == "cuda"):
             yield one.name, lambda one=one: torch_call(material.teacher, one, feed, where)
@@ -107,6 +103,23 @@ def callables(material: Material, feed: Any) -> Iterator[tuple[str, Callable[[],
         for name, file in (("onnxruntime fp32", "float"), ("onnxruntime int8 unsigned", "int8 unsigned")):
             path = material.files[file]
             yield name, lambda path=path: OnnxRuntimeSession.load(path, threads=threads).timed(inputs)
+
+
+def graph_call(plan: Any, inputs: Any) -> TimedCall:
+    """One inference started as a CUDA graph.
+
+    Raises:
+        UnavailableError: the engine is not captured, with the reason; its plain launches have a row of their own.
+    """
+    from compress.engines.tensorrt_session import TensorRTSession
+    from compress.errors import UnavailableError
+
+    session = TensorRTSession.load(plan, graphs=True)
+    call = session.timed(inputs)
+    call()  # captures
+    if (said := session.describe()["cuda_graphs"]) != "yes":
+        raise UnavailableError(f"CUDA graphs: {said}")
+    return call
 
 
 def torch_call(teacher: Any, kind: Torch, feed: Any, where: str) -> TimedCall:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from peers.judging import FLOAT, OURS, completeness, engine_share, figures, rewr
 from promises import RESULTS, promise, write_result
 from remembering import digest_of, remembered, versions
 
+from compress.data.config import DataConfig
+from compress.data.datasets import split_digests
 from compress.data.split import file_sha256
 from compress.pipeline.machine import FACTS, machine_state, resolve_precision, threads
 
@@ -75,9 +78,15 @@ class Plan:
     work: Path
 
 
+@cache
+def image_digests() -> Any:
+    """Of the files that all images come from, by split."""
+    return split_digests(DataConfig(dataset="fashion-mnist"), Path())
+
+
 def data_key() -> dict[str, Any]:
     """What calibration and test images are made by."""
-    return {"code": digest_of(HERE / "networks.py", ROOT / "compress/data")}
+    return {"code": digest_of(HERE / "networks.py", ROOT / "compress/data"), "images": image_digests()}
 
 
 def float_key(recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -86,6 +95,7 @@ def float_key(recipe: Recipe, seed: int) -> dict[str, Any]:
     return {
         "recipe": asdict(recipe),
         "seed": seed,
+        "images": image_digests(),
         "threads": threads(),
         "precision": resolve_precision("auto"),
         "code": digest_of(HERE / "networks.py", *parts),

@@ -6,6 +6,7 @@ import json
 import operator
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ def compress(*arguments: str) -> Any:
     if not done.stdout.strip():
         sys.exit(f"{' '.join(command)} exited {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout)
+
+
+def seconds(*arguments: str, times: int = 3) -> float:
+    """Shortest wall time of a command that has to succeed, process start included."""
+    command = [sys.executable, "-m", "compress", *arguments]
+    taken: list[float] = []
+    for _ in range(times):
+        start = time.monotonic()
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        taken.append(time.monotonic() - start)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} exited {done.returncode}:\n{done.stderr}")
+    return round(min(taken), 3)
 
 
 def promise(what: str, value: float, sign: str, limit: float | None) -> dict[str, Any]:

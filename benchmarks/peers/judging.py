@@ -136,21 +136,16 @@ def rewritten(model: str, details: Iterable[Mapping[str, Any]]) -> list[tuple[st
         details: answers of the measuring process, one a seed; those that ours failed on are left out.
 
     Returns:
-        One line: the absolute change of top-1 over all seeds, in percentage points.
+        One line: the absolute change of top-1, in percentage points, of the seed with the largest one.
     """
-    known = [one for one in details if OURS in one["sources"]]
-    if not known:
-        return []
-    gained, lost, n = pooled(
-        {
-            at: {OURS: one["tools"][OURS]["correct"], "source": one["sources"][OURS]["correct"]}
-            for at, one in enumerate(known)
-        },
-        known[0]["n"],
-        "source",
-    )
-    what = f"{model}, n {n}: change of top-1 by the unsigned rewrite (gained {gained}, lost {lost}), pp"
-    return [(what, 100 * abs(gained - lost) / n, "<=", REWRITE_PP)]
+    changes = [
+        100 * abs(gained - lost) / one["n"]
+        for one in details
+        if OURS in one["sources"]
+        for gained, lost in [paired_counts(one["sources"][OURS]["correct"], one["tools"][OURS]["correct"], one["n"])]
+    ]
+    what = f"{model}: largest change of one seed's top-1 by the unsigned rewrite, pp"
+    return [(what, max(changes), "<=", REWRITE_PP)] if changes else []
 
 
 def complete_peers(rows: Iterable[Mapping[str, Any]], field: str) -> list[str]:

@@ -313,6 +313,9 @@ def quantize_model(
     value_range: Annotated[
         str, typer.Option("--range", metavar="LOW,HIGH|any", help="What values the samples may have.")
     ] = "0,1",
+    cache_version: Annotated[
+        str, typer.Option(metavar="10.3.0", help="TensorRT that calibration.cache is for; others skip it.")
+    ] = "10.3.0",
     max_mib: MaxMib = 2048,
     json: Json = False,
 ) -> None:
@@ -326,7 +329,8 @@ def quantize_model(
         raise UsageError(f"--percentile {percentile:g} belongs to --method percentile, not {method}")
     share = QuantizeSettings.percentile if percentile is None else percentile
     settings = QuantizeSettings(method, share, weights, granularity, left)  # type: ignore[arg-type]
-    quantize_file(file, settings, QuantizeOptions(data, output, samples, value_range, max_mib, as_json=json))
+    options = QuantizeOptions(data, output, samples, value_range, cache_version, max_mib, as_json=json)
+    quantize_file(file, settings, options)
 
 
 @app.command()

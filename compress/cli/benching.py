@@ -6,11 +6,11 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.fingerprint import sha256_file
+from compress.cli.gating import LATENCY, latency_limit
 from compress.cli.render import print_document, print_tables
 from compress.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, EXIT_UNAVAILABLE, UsageError
 from compress.log import get_logger, progress
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from compress.measure.latency import Measurement
     from compress.report.document import ColdStart
 
-GATE = "latency_ratio"
 _MOST_S = 86_400.0
 _LEAST_S = 1.0  # left for measuring, however long loading took
 
@@ -72,9 +71,9 @@ def bench_files(paths: Sequence[Path], options: BenchOptions) -> int:
         ArtifactError: an engine is damaged.
     """
     budget_s, wanted = parse_budget(options.budget), _parse_batches(options.batches)
-    limit = _parse_gates(options.gates)
+    limit = latency_limit(options.gates)
     if limit is not None and len(paths) < 2:
-        raise UsageError(f"--gate {GATE} needs two files", hint="compress bench BASE NEW --gate " + options.gates[0])
+        raise UsageError(f"--gate {LATENCY} needs two files", hint="compress bench BASE NEW --gate " + options.gates[0])
     results = _measure(paths, options, budget_s, wanted)
     pairs = _pairs(results)
     if options.as_json:
@@ -105,27 +104,6 @@ def _parse_batches(text: str | None) -> list[int] | None:
     if not all(re.fullmatch(r"\d{1,6}", part) and int(part) > 0 for part in parts):
         raise UsageError(f"--batch {text[:40]}: expected whole numbers from 1 to 999999, e.g. 1,32")
     return [int(part) for part in parts]
-
-
-def _parse_gates(texts: Sequence[str]) -> float | None:
-    """The limit of the one gate that needs no recipe; the last one given holds."""
-    from compress.report.gates import GatesConfig
-
-    limit = None
-    for text in texts:
-        name, _, value = text.partition("=")
-        if name != GATE:
-            known = name in GatesConfig.model_fields
-            near = get_close_matches(name, [GATE], cutoff=0.4)
-            why = "it needs a recipe's data" if known else f"did you mean {GATE}?" if near else f"there is only {GATE}"
-            raise UsageError(f"--gate {text}: bench has no gate {name!r}; {why}")
-        try:
-            limit = float(value)
-        except ValueError:
-            limit = 0.0
-        if not 0 < limit < float("inf"):
-            raise UsageError(f"--gate {text}: expected a ratio above 0, e.g. {GATE}=1.05")
-    return limit
 
 
 def _measure(paths: Sequence[Path], options: BenchOptions, budget_s: float, wanted: list[int] | None) -> _Results:
@@ -241,6 +219,7 @@ def _pairs(results: _Results) -> list[dict[str, Any]]:
 
 
 def _variant(file: BenchFile, results: _Results) -> dict[str, Any]:
+    from compress.engines.session import ran_as
     from compress.report.build import latency_rows
 
     rows = latency_rows(results.measured, file.name)
@@ -252,7 +231,7 @@ def _variant(file: BenchFile, results: _Results) -> dict[str, Any]:
         "kind": file.kind,
         "status": "measured" if file.session else "not run",
         "reason": file.reason,
-        "session": file.label,
+        "session": ran_as(file.label, file.session),
         "size_bytes": file.path.stat().st_size,
         "inputs": [spec.as_json() for spec in file.inputs],
         "outputs": [spec.as_json() for spec in file.outputs],
@@ -299,13 +278,14 @@ def _print(results: _Results, pairs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _latency_table(results: _Results) -> Table:
+    from compress.engines.session import ran_as
     from compress.report.build import latency_rows
 
     header = ("file", "session", "batch", "p50 ms", "p90 ms", "p99 ms", "n")
     rows = tuple(
         (
             file.name,
-            file.label,
+            ran_as(file.label, file.session),
             str(row.batch),
             f"{row.p50_ms:.3f}",
             f"{row.p90_ms:.3f}",
@@ -371,11 +351,12 @@ def _exit_code(
     results: _Results, pairs: Sequence[Mapping[str, Any]], limit: float | None, options: BenchOptions
 ) -> int:
     """Judge the gate; its lines go to standard error, so that a document stays whole."""
-    from compress.measure.statistics import ratio_decision
+    from compress.measure.latency import latency_ratio
+    from compress.measure.statistics import needed_blocks, ratio_decision
 
     logger = get_logger(__name__)
     for file, reason in _without_pair(results.files) if limit is not None else []:
-        logger.warning(f"gate {GATE} not run: {file} ({reason})")
+        logger.warning(f"gate {LATENCY} not run: {file} ({reason})")
     if not results.measured:
         logger.error("no file can run here")
         return EXIT_UNAVAILABLE
@@ -388,9 +369,13 @@ def _exit_code(
         decision = "inconclusive" if drifted else ratio_decision(pair["low"], pair["high"], limit)
         advice = ""
         if decision == "inconclusive":
-            advice = "; the machine drifts: measure when it is idle" if drifted else "; measure longer, see --budget"
+            found = latency_ratio(*(measurement.samples[pair[side]] for side in ("new", "base")))
+            blocks = needed_blocks(found.mean_log, found.sd_log, limit)
+            advice = "; the machine drifts: measure when it is idle" if drifted else "; the ratio is the limit itself"
+            if blocks is not None and not drifted:
+                advice = f"; about {blocks:,} blocks instead of {found.blocks} would decide: a longer --budget"
         logger.warning(
-            f"gate {GATE} {decision}: {pair['new']} at batch {pair['batch']}: {pair['ratio']:.3f} "
+            f"gate {LATENCY} {decision}: {pair['new']} at batch {pair['batch']}: {pair['ratio']:.3f} "
             f"({pair['low']:.3f} to {pair['high']:.3f}), limit {limit:g}{advice}"
         )
         codes.add({"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "inconclusive": EXIT_INCONCLUSIVE}[decision])

@@ -11,6 +11,7 @@ from compress.pipeline.yaml_tree import Tree, nearest, parse
 from compress.report.document import ReportDocument, VerdictLike
 from compress.report.gates import AGAINST_FLOAT_TWIN, GatesConfig, untimed_batches
 
+LATENCY = "latency_ratio"
 _HINT = """for example: --gate top1_drop_pp=1 --gate 'latency_ratio={"1": 1.05, "32": 1.1}'"""
 
 
@@ -44,6 +45,29 @@ def gates_from_options(options: Sequence[str]) -> GatesConfig:
     if problems or gates is None:
         raise UsageError("; ".join(problems), hint=_HINT)
     return gates
+
+
+def latency_limit(options: Sequence[str]) -> float | None:
+    """Read the one gate that needs no recipe, `latency_ratio`; the last one given holds.
+
+    Args:
+        options: each `latency_ratio=LIMIT`, the limit above 0.
+
+    Raises:
+        UsageError: another gate, or no such limit.
+    """
+    limit = None
+    for option in options:
+        name, _, value = option.partition("=")
+        if name != LATENCY:
+            raise UsageError(f"--gate {option}: bench has no gate {name!r}; it judges {LATENCY} alone")
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = 0.0
+        if not 0 < limit < float("inf"):
+            raise UsageError(f"--gate {option}: expected a ratio above 0, e.g. {LATENCY}=1.05")
+    return limit
 
 
 def check_answered(gates: GatesConfig, verdicts: Sequence[VerdictLike], document: ReportDocument) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.files import disk_is_full, write_durably
+from compress.artifacts.fingerprint import sha256_file
 from compress.cli.linting import MIB, finding_lines
 from compress.cli.render import print_document, table_lines
 from compress.cli.sampling import Change, Samples, Tally, parse_range, read_samples
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from compress.quantization.quantize import Quantized
 
 BATCH_SIZE = 64
+ENDS = (".ort.onnx", ".scales.json", ".calibration.cache", ".quantize.json")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class QuantizeOptions:
     output: Path | None
     samples: int | None
     value_range: str
+    cache_version: str
     max_mib: int
     as_json: bool
 
@@ -52,6 +56,7 @@ class Places:
     unsigned: Path
     scales: Path
     cache: Path
+    record: Path
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ class _Outcome:
     """All that is printed."""
 
     model: Path
+    digests: dict[str, str]
     settings: QuantizeSettings
+    options: QuantizeOptions
     samples: Samples
     quantized: Quantized
     layers: list[Layer]
@@ -85,6 +92,7 @@ def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptio
     """
     from compress.engines.onnxruntime_session import OnnxRuntimeSession
     from compress.measure.bench import fixed_batch
+    from compress.onnx_graph.calibration_cache import version_from_text
     from compress.onnx_graph.canonical import QUANTIZE
     from compress.onnx_graph.lint import lint
     from compress.onnx_graph.loading import load_onnx
@@ -92,6 +100,7 @@ def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptio
     from compress.quantization.quantize import quantize_onnx
 
     value_range, places = parse_range(options.value_range), output_places(path, options.output)
+    version_from_text(options.cache_version)
     with _naming(path, options.data):
         model, notes = prepare_foreign(load_onnx(path, limit_bytes=options.max_mib * MIB))
         # a graph that has Q/DQ already is taken at its word: fused int8 kernels may saturate, see the session's `load`
@@ -115,8 +124,9 @@ def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptio
     }
     known = {f"{finding} ({target})" for target, found in findings.items() for finding in found}
     notes += [note for note in quantized.notes if note not in known]
-    _write(quantized, places)
-    outcome = _Outcome(path, settings, samples, quantized, layers, change, findings, notes, places)
+    digests = {"model": sha256_file(path), "data": sha256_file(options.data)}
+    outcome = _Outcome(path, digests, settings, options, samples, quantized, layers, change, findings, notes, places)
+    _write(outcome)
     if options.as_json:
         print_document(_document(outcome))
         return
@@ -143,14 +153,13 @@ def output_places(model: Path, output: Path | None) -> Places:
         UsageError: the model itself would be overwritten, or the folder is a file.
     """
     if output is not None and output.suffix == ".onnx":
-        beside = [output.with_name(output.stem + end) for end in (".ort.onnx", ".scales.json", ".calibration.cache")]
+        beside = [output.with_name(output.stem + end) for end in ENDS]
         places = Places(output, *beside)
     else:
         folder = Path(f"{model.stem}-int8") if output is None else output
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"-o {folder} is a file, expected a folder or a name that ends in .onnx")
-        names = ("model.onnx", "model.ort.onnx", "scales.json", "calibration.cache")
-        places = Places(*(folder / name for name in names))
+        places = Places(*(folder / name for name in ("model.onnx", "model.ort.onnx", *(end[1:] for end in ENDS[1:]))))
     if model.resolve() in {places.signed.resolve(), places.unsigned.resolve()}:
         raise UsageError(f"the results would overwrite {model}", hint="name another folder with -o")
     return places
@@ -184,15 +193,18 @@ def _change(before: OnnxRuntimeSession, quantized: Quantized, samples: Samples, 
     return tally.change()
 
 
-def _write(quantized: Quantized, places: Places) -> None:
-    from compress.onnx_graph.calibration_cache import calibration_cache
+def _write(outcome: _Outcome) -> None:
+    from compress.onnx_graph.calibration_cache import calibration_cache, version_from_text
     from compress.onnx_graph.loading import checked_bytes
 
+    quantized, places = outcome.quantized, outcome.places
+    version = version_from_text(outcome.options.cache_version)
     contents = {
         places.signed: checked_bytes(quantized.signed),
         places.unsigned: checked_bytes(quantized.unsigned),
         places.scales: quantized.scales.to_json().encode(),
-        places.cache: calibration_cache(quantized.scales, quantized.activations).encode(),
+        places.cache: calibration_cache(quantized.scales, quantized.activations, version=version).encode(),
+        places.record: _record(outcome),
     }
     for place, content in contents.items():
         try:
@@ -211,7 +223,9 @@ def _next_command(outcome: _Outcome) -> str:
 def _document(outcome: _Outcome) -> dict[str, Any]:
     return {
         "model": str(outcome.model),
+        "sha256": outcome.digests,
         "samples": outcome.samples.count,
+        "range": outcome.options.value_range,
         "settings": {**asdict(outcome.settings), "float_layers": list(outcome.settings.float_layers)},
         "layers": {
             "int8": sum(not layer.why for layer in outcome.layers),
@@ -225,6 +239,13 @@ def _document(outcome: _Outcome) -> dict[str, Any]:
         "files": {name: str(place) for name, place in asdict(outcome.places).items()},
         "next": _next_command(outcome),
     }
+
+
+def _record(outcome: _Outcome) -> bytes:
+    """What was made from what, without places: the same work gives the same bytes."""
+    document = {**_document(outcome), "model": outcome.model.name}
+    kept = {key: value for key, value in document.items() if key not in ("files", "next")}
+    return (json.dumps(kept, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _lines(outcome: _Outcome) -> Iterator[str]:

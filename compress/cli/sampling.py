@@ -100,7 +100,8 @@ def read_samples(
     if not used:
         raise DataError(f"{total} samples do not fill one batch of {step}, which the model wants.", where=str(path))
     positions = np.linspace(0, total - 1, used).round().astype(int)
-    taken = {name: array[positions] for name, array in chosen.items()}
+    # all of them: no copy of what may be gigabytes
+    taken = chosen if used == total else {name: array[positions] for name, array in chosen.items()}
     return Samples(taken, None if labels is None else labels[positions], total)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from compress.errors import DataError
+from compress.log import progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,28 +37,30 @@ def read_images(root: Path, names: Sequence[str], size: tuple[int, int] | None) 
     """
     first, kind = "", ""
     pixels: NDArray[np.uint8] | None = None
-    for index, name in enumerate(names):
-        image, image_kind = _read(root / name)
-        if pixels is None:
-            first, kind = name, image_kind
-            height, width = size or (image.height, image.width)
-            pixels = np.empty((len(names), CHANNELS[kind][1], height, width), dtype=np.uint8)
-        if image_kind != kind:
-            raise DataError(
-                f"mixed grey and colour: {name} is {image_kind}, expected {kind} like {first}",
-                where=str(root / name),
-                hint="convert the images to one kind",
-            )
-        height, width = pixels.shape[2:]
-        if (image.height, image.width) != (height, width):
-            if size is None:
+    with progress("images", len(names), "images") as bar:
+        for index, name in enumerate(names):
+            image, image_kind = _read(root / name)
+            if pixels is None:
+                first, kind = name, image_kind
+                height, width = size or (image.height, image.width)
+                pixels = np.empty((len(names), CHANNELS[kind][1], height, width), dtype=np.uint8)
+            if image_kind != kind:
                 raise DataError(
-                    f"wrong shape: {name} is {image.height}x{image.width}, expected {height}x{width} like {first}",
+                    f"mixed grey and colour: {name} is {image_kind}, expected {kind} like {first}",
                     where=str(root / name),
-                    hint=f"--set data.size={height} resizes every image",
+                    hint="convert the images to one kind",
                 )
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels[index] = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+            height, width = pixels.shape[2:]
+            if (image.height, image.width) != (height, width):
+                if size is None:
+                    raise DataError(
+                        f"wrong shape: {name} is {image.height}x{image.width}, expected {height}x{width} like {first}",
+                        where=str(root / name),
+                        hint=f"--set data.size={height} resizes every image",
+                    )
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            pixels[index] = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+            bar.advance()
     if pixels is None:
         raise ValueError("no images to read")
     return pixels

@@ -41,10 +41,12 @@ LIBRARIES = {
     "tensorrt": Library(
         "tensorrt",
         "tensorrt",
-        "pip install 'compress[gpu]', or use an NGC TensorRT image",
+        "pip install -e '.[gpu]' in this repository, or use an NGC TensorRT image",
         needs_gpu=True,
     ),
-    "pycuda": Library("pycuda", "pycuda", "pip install 'compress[gpu]' (needs nvcc; CUDA_ROOT names its folder)"),
+    "pycuda": Library(
+        "pycuda", "pycuda", "pip install -e '.[gpu]' in this repository (needs nvcc; CUDA_ROOT names its folder)"
+    ),
 }
 BACKENDS = ("torch", "onnxruntime", "tensorrt_rtx", "tensorrt")
 

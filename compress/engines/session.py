@@ -77,6 +77,12 @@ class TensorSpec:
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
 
+def ran_as(label: str, session: Session | None) -> str:
+    """A session's label as it turned out: only its first run shows whether an engine starts as a CUDA graph."""
+    graphs = session is not None and session.describe().get("cuda_graphs") == "yes"
+    return f"{label}, graphs" if graphs else label
+
+
 def wall_timed(call: Callable[[], object]) -> Callable[[], float]:
     """Time a call that returns only when its result is there.
 

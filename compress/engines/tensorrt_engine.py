@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -158,19 +157,16 @@ def _runs_on(sidecar: Sidecar, compute_capability: str) -> bool:
 
 def _import_backend(sidecar: Sidecar) -> Any:
     trt = import_module(sidecar.backend)
-    later = _numbers(trt.__version__) > _numbers(sidecar.backend_version)
-    if trt.__version__ != sidecar.backend_version and not (sidecar.version_compatible and later):
-        rule = "only in the version that built it" + (", or a later one" if sidecar.version_compatible else "")
+    if trt.__version__ != sidecar.backend_version:
+        rule = "an engine runs only in the version that built it"
+        if sidecar.version_compatible:
+            rule = "in a later one it needs the lean runtime of the version that built it, which is not loaded here"
         raise UnavailableError(
             f"The engine was built by {sidecar.backend} {sidecar.backend_version}, and {trt.__version__} is installed; "
-            f"an engine runs {rule}",
+            f"{rule}",
             hint=f"build the engine again, or install {sidecar.backend} {sidecar.backend_version}",
         )
     return trt
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def _make_logger(trt: Any, messages: list[str]) -> Any:

@@ -7,6 +7,7 @@ import binascii
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from compress.errors import ArtifactError
@@ -145,13 +146,31 @@ def needed_medians(found: RatioComparison, tolerance: float) -> int | None:
         At least 2; None where the observed ratio lies exactly on a limit, so that no count would do.
     """
     distance = math.log1p(tolerance) - abs(found.mean_log)
+    # "No difference" needs both ends of the interval on the right side, the others only one.
+    return _medians(found, distance, Z_975, Z_950 if distance > 0 else Z_900)
+
+
+def needed_medians_for_limit(found: RatioComparison, limit: float, claims: int = 1) -> int | None:
+    """Medians a side after which a gate on the ratio would be decided in 9 of 10 cases, at the observed ratio.
+
+    Args:
+        found: from `welch_ratio`.
+        limit: largest ratio allowed, > 0.
+        claims: gates that share the risk of a false failure, >= 1 (Bonferroni's level, which Holm's never exceeds).
+
+    Returns:
+        At least 2; None where the observed ratio is the limit itself.
+    """
+    level = NormalDist().inv_cdf(1 - 0.025 / claims)
+    return _medians(found, found.mean_log - math.log(limit), level, Z_900)
+
+
+def _medians(found: RatioComparison, distance: float, level: float, power: float) -> int | None:
     if distance == 0:
         return None
-    # "No difference" needs both ends of the interval on the right side, the others only one.
-    power = Z_950 if distance > 0 else Z_900
     variance = found.base_sd_log**2 + found.new_sd_log**2
     # The last term makes up for Student's t at small counts (Guenther, 1981).
-    return max(2, math.ceil(((Z_975 + power) / distance) ** 2 * variance + Z_975**2 / 4))
+    return max(2, math.ceil(((level + power) / distance) ** 2 * variance + level**2 / 4))
 
 
 def paired_counts(base_bits: str, new_bits: str, n: int) -> tuple[int, int]:

@@ -282,7 +282,26 @@ def needed_blocks(mean_log: float, sd_log: float, limit: float) -> int | None:
         At least 2; None where the observed ratio is exactly at the limit, so that no count would do.
     """
     gap = abs(mean_log - math.log(limit))
-    return None if gap == 0 else max(2, math.ceil(((Z_975 + Z_900) * sd_log / gap) ** 2))
+    # The last term makes up for Student's t at small counts (Guenther, 1981, doi:10.1080/00031305.1981.10479370).
+    return None if gap == 0 else max(2, math.ceil(((Z_975 + Z_900) * sd_log / gap) ** 2 + Z_975**2 / 2))
+
+
+def needed_samples(correct: int, n: int, minimum: float) -> int | None:
+    """Samples after which `proportion_decision` would decide in 9 of 10 cases, at the observed proportion.
+
+    Args:
+        correct: successes, 0 <= correct <= n.
+        n: samples, > 0.
+        minimum: as a fraction, within [0, 1).
+
+    Returns:
+        At least n; None where the observed proportion is the minimum itself, so that no count would do.
+    """
+    share = correct / n
+    if share == minimum:
+        return None
+    spread = Z_975 * math.sqrt(minimum * (1 - minimum)) + Z_900 * math.sqrt(share * (1 - share))
+    return max(n, math.ceil((spread / (share - minimum)) ** 2))
 
 
 def proportion_decision(correct: int, n: int, minimum: float) -> Decision:

@@ -74,6 +74,18 @@ def calibration_cache(
     return "\n".join(lines) + "\n"
 
 
+def version_from_text(text: str) -> Version:
+    """Read `10.3.0`.
+
+    Raises:
+        UsageError: another text.
+    """
+    if re.fullmatch(r"\d{1,2}\.\d{1,2}\.\d{1,2}", text) is None:
+        raise UsageError(f"Expected a version of TensorRT such as 10.3.0, got {text!r}.")
+    major, minor, patch = map(int, text.split("."))
+    return major, minor, patch
+
+
 def _encoded(version: Version) -> int:
     major, minor, patch = version
     # 7103 is 7.1.3; from 10 on two digits each

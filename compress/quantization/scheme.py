@@ -8,7 +8,7 @@ from typing import Any
 from compress.errors import UsageError
 
 # Bump when the same network would get other fake-quant nodes, ranges or weight scales: `qat` and `calibrate` run again.
-QUANTIZER_VERSION = 3
+QUANTIZER_VERSION = 4
 
 ACTIVATION_RANGE = (-128, 127)
 MIN_WEIGHT_BITS, MAX_WEIGHT_BITS = 2, 8

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from compress.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NotComparableError
-from compress.measure.comparison import RatioComparison, holm, slower_p
+from compress.measure.comparison import RatioComparison, holm, needed_medians_for_limit, slower_p
 from compress.measure.statistics import ratio_decision
 from compress.report.claims import (
     ALPHA,
@@ -221,6 +221,9 @@ def _latency(limits: float | dict[int, float], pairs: Sequence[tuple[Variant | N
         decision, p = ratio_decision(found.low, found.high, one.limit), next(adjusted)
         if decision == "fail" and p >= ALPHA:
             decision, detail = "inconclusive", f"{detail}; among several claims perhaps chance (Holm's p {p:.2g})"
+        if decision == "inconclusive":
+            needed = needed_medians_for_limit(found, one.limit, len(raw))
+            detail += "" if needed is None else f"; about {needed:,} processes a report would decide at this ratio"
         yield answer(decision, found.ratio, detail)
 
 

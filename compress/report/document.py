@@ -34,7 +34,7 @@ class LatencyRow(_Part):
     p90_ms: Positive
     p99_ms: Positive | None = Field(description="null below 1,000 iterations, which cannot show a 99th percentile")
     p99_interval_ms: tuple[Positive, Positive] | None = Field(
-        default=None, description="95 %, from order statistics; null below 5,000 iterations"
+        default=None, description="95 %; null below 5,000 iterations, and where the slow ones fall into few blocks"
     )
     n: int = Field(ge=1, description="iterations")
     throughput: Positive | None = Field(default=None, description="samples per second, over all iterations")
@@ -69,7 +69,7 @@ class ColdStart(_Part):
 
     processes: int = Field(ge=1)
     load_ms: Positive = Field(description="from the file to a session")
-    first_ms: Positive = Field(description="the first call, batch 1")
+    first_ms: Positive = Field(description="the first call, with the smallest batch that is timed or taken")
     base_bytes: Count = Field(description="resident memory before loading")
     peak_bytes: Count = Field(description="peak resident memory after all calls")
 

@@ -10,6 +10,7 @@ from compress.measure.statistics import (
     Z_975,
     Tango,
     needed_blocks,
+    needed_samples,
     normal_sf,
     proportion_decision,
     ratio_decision,
@@ -172,10 +173,10 @@ def _judge_p99_row(answer: Answer, row: LatencyRow, limit: float, blocks: int) -
     gap = abs(limit - row.p99_ms)
     if gap == 0:
         return answer("inconclusive", row.p99_ms, f"{detail}; the observed percentile is the limit itself")
-    # The interval narrows with the root of the count; 9 of 10 repetitions shall then decide.
+    # The interval narrows with the root of the count of blocks, not of iterations: those of a block are slow together.
     half = high - row.p99_ms if row.p99_ms <= limit else row.p99_ms - low
-    needed = math.ceil(row.n * ((1 + Z_900 / Z_975) * half / gap) ** 2)
-    detail += f"; about {needed:,} iterations would decide at this percentile{_more_iterations(needed, blocks)}"
+    needed = math.ceil(blocks * ((1 + Z_900 / Z_975) * half / gap) ** 2)  # 9 of 10 repetitions shall then decide
+    detail += f"; about {needed:,} blocks would decide at this percentile: --set steps.STEP.latency.blocks={needed}"
     return answer("inconclusive", row.p99_ms, detail)
 
 
@@ -196,7 +197,12 @@ def judge_agreement(minimum: float, variant: Variant, document: ReportDocument) 
         f"same prediction as {document.reference} for {same:,} of {document.n:,} samples "
         f"(95 % interval {interval.low:.4f} to {interval.high:.4f})"
     )
-    return answer(proportion_decision(same, document.n, minimum), variant.agreement, detail)
+    decision = proportion_decision(same, document.n, minimum)
+    if decision == "inconclusive":
+        needed = needed_samples(same, document.n, minimum)
+        detail += "; the observed share is the limit itself" if needed is None else ""
+        detail += "" if needed is None else f"; about {needed:,} samples would decide at this share"
+    return answer(decision, variant.agreement, detail)
 
 
 def judge_worst_class(limit_pp: float, variant: Variant, document: ReportDocument) -> Verdict:
@@ -241,6 +247,18 @@ def _class_test(row: ClassRow, pair: Paired, margin: float) -> Tango:
     most = min(correct, row.n - before, pair.gained, pair.lost + change)
     gained = max(most, change, 0)
     return tango_noninferiority(gained, gained - change, row.n, margin)
+
+
+def judge_int8_operands(minimum: float, variant: Variant) -> Verdict:
+    """Does the engine compute in int8 what it should? Exact: its own program says so, whether or not it runs here."""
+    answer = verdicts_for("int8_operands_min", variant.name, minimum, "fraction")
+    counts = {name: value for name, value in variant.facts.items() if isinstance(value, int)}
+    total = counts.get("convolutions", 0) + counts.get("gemms", 0)
+    if not total:
+        return answer("not run", None, f"{variant.name} does not tell its operand types without a GPU")
+    int8 = counts.get("int8_convolutions", 0) + counts.get("int8_gemms", 0)
+    detail = f"{int8:,} of {total:,} convolutions and matrix products have int8 operands"
+    return answer("pass" if int8 >= minimum * total else "fail", int8 / total, detail)
 
 
 def judge_size(limit: int, variant: Variant) -> Verdict:

@@ -11,6 +11,7 @@ from compress.report.document import ReportDocument, Variant, Verdict, VerdictLi
 from compress.report.gate_rules import (
     judge_agreement,
     judge_drop,
+    judge_int8_operands,
     judge_latency,
     judge_memory,
     judge_p99,
@@ -62,13 +63,19 @@ class GatesConfig(BaseModel):
     agreement_min: float | None = Field(
         default=None,
         ge=0,
-        le=1,
+        lt=1,  # no number of samples proves that all agree
         description="Least share of samples with the reference's prediction, a fraction; decided by Wilson's interval.",
     )
     worst_class_drop_pp: DropPp | None = Field(
         default=None,
         description="Allowed loss of accuracy of any class against the reference, percentage points; Tango's test at "
         "the most unfavourable pairing that the counts allow, 5 %.",
+    )
+    int8_operands_min: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Least share of an engine's convolutions and matrix products with int8 operands, a fraction.",
     )
     size_bytes_max: int | None = Field(default=None, gt=0, description="Largest file, bytes.")
     memory_bytes_max: int | None = Field(
@@ -164,6 +171,8 @@ def unanswerable(gates: GatesConfig, benchmarks: Sequence[Measured]) -> list[tup
             problems.append((gate, "no benchmark names a float_twin to compare with"))
         elif not any(_judged(one.kinds, one.reference, one.float_twin if against_twin else None) for one in able):
             problems.append((gate, "no benchmark has a quantized variant to judge (the output of calibrate or engine)"))
+        elif gate == "int8_operands_min" and not any("engine" in one.kinds.values() for one in able):
+            problems.append((gate, "no benchmark has an engine to judge"))
     return problems
 
 
@@ -194,6 +203,8 @@ def _variant_verdicts(gates: GatesConfig, document: ReportDocument, variant: Var
         yield judge_agreement(gates.agreement_min, variant, document)
     if gates.worst_class_drop_pp is not None:
         yield judge_worst_class(gates.worst_class_drop_pp, variant, document)
+    if gates.int8_operands_min is not None and variant.kind == "engine":
+        yield judge_int8_operands(gates.int8_operands_min, variant)
     if gates.size_bytes_max is not None:
         yield judge_size(gates.size_bytes_max, variant)
     if gates.memory_bytes_max is not None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.artifacts.manifest import (
     Artifact,
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 class LatencyConfig(StageConfig):
     """How long is measured; the defaults are for figures that are published."""
 
-    batches: tuple[int, ...] = Field(default=(1, 32), min_length=1, description="samples per call")
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 32), min_length=1, description="samples per call, each size once"
+    )
     blocks: int = Field(default=20, ge=6, description="every variant in every round of each, in random order")
     slot_iterations: int = Field(default=50, ge=1, description="calls of a variant in a block, at least")
     slot_ms: float = Field(default=50, gt=0, description="duration of the same, at least")
@@ -54,6 +56,12 @@ class LatencyConfig(StageConfig):
         ge=2,
         description="fresh ones that measure each variant again, for cold start, memory and `compress compare`",
     )
+
+    @model_validator(mode="after")
+    def _each_batch_once(self) -> Self:
+        if len(set(self.batches)) < len(self.batches):
+            raise ValueError(f"a batch size is named twice: {', '.join(map(str, self.batches))}")
+        return self
 
 
 class BenchmarkConfig(StageConfig):
@@ -87,6 +95,7 @@ def resolve(config: BenchmarkConfig) -> BenchmarkConfig:
 def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) -> Metrics:
     """Accuracy of every variant and of every hop, latency of every variant, one document."""
     from compress.data.datasets import load_dataset
+    from compress.engines.session import ran_as
     from compress.report.document import ReportDocument, report_json
     from compress.stages.evidence import Evidence, hop_from, parameters_of, variant_from
 
@@ -98,16 +107,8 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
     variants = list({artifact.step: artifact for artifact in listed}.values())
     _check_float_twin(inputs)
     edges = edges_to(variants, inputs.ancestors)
-    runnables = {
-        edge.child.step: runnable_from_artifact(
-            edge.child,
-            workspace.base,
-            device=config.device,
-            threads=config.threads,
-            cuda_graphs=config.cuda_graphs,
-        )
-        for edge in edges
-    }
+    how = {"device": config.device, "threads": config.threads, "cuda_graphs": config.cuda_graphs}
+    runnables = {edge.child.step: runnable_from_artifact(edge.child, workspace.base, **how) for edge in edges}
     images = network_input(test.images)
     logits = {name: one.logits(images) for name, one in runnables.items() if one.session}
     timings = {batch: _time(runnables, variants, images, batch, config, workspace) for batch in config.latency.batches}
@@ -123,7 +124,7 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
         logits=logits,
         timings=timings,
         fresh=fresh,
-        sessions={name: one.label for name, one in runnables.items()},
+        sessions={name: ran_as(one.label, one.session) for name, one in runnables.items()},
         parameters={edge.child.step: parameters_of(edge.child, inputs.ancestors) for edge in edges},
     )
     measured = [variant_from(runnables[one.step], evidence) for one in variants]

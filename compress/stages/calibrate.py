@@ -47,6 +47,12 @@ class CalibrateConfig(StageConfig):
         " measurement chooses, to keep sqnr_db or budget_pp",
     )
 
+    cache_version: str = Field(
+        default="10.3.0",
+        pattern=r"^([7-9]|10)\.\d{1,2}\.\d{1,2}$",
+        description="TensorRT that calibration.cache is for: any other skips it without an error",
+    )
+
     @model_validator(mode="after")
     def _check_percentile(self) -> "CalibrateConfig":
         # not model_fields_set: a config that is read back has every field set
@@ -105,7 +111,7 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
     quantized = quantize_onnx(model, batches(), settings)
     choice, judged = decide(config.precision, model, quantized, settings, workspace, calibration)
     quantized = choice.quantized
-    _write(choice, workspace)
+    _write(choice, config.cache_version, workspace)
     kept = f"{quantized.calibrated} tensors calibrated, {quantized.kept} scales kept from qat"
     workspace.notes += [kept, choice.summary(), *quantized.notes]
     workspace.tensors = inputs.model.manifest.tensors
@@ -129,8 +135,8 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
     ]
 
 
-def _write(choice: "PrecisionChoice", workspace: Workspace) -> None:
-    from compress.onnx_graph.calibration_cache import FILE_NAME, calibration_cache
+def _write(choice: "PrecisionChoice", cache_version: str, workspace: Workspace) -> None:
+    from compress.onnx_graph.calibration_cache import FILE_NAME, calibration_cache, version_from_text
     from compress.onnx_graph.lint import raise_on_errors
     from compress.onnx_graph.loading import save_onnx
     from compress.quantization.precision import precision_document
@@ -141,7 +147,9 @@ def _write(choice: "PrecisionChoice", workspace: Workspace) -> None:
     save_onnx(quantized.signed, workspace.path / "model.onnx")
     save_onnx(quantized.unsigned, workspace.path / "model.ort.onnx")
     (workspace.path / "scales.json").write_text(quantized.scales.to_json())
-    (workspace.path / FILE_NAME).write_text(calibration_cache(quantized.scales, quantized.activations))
+    version = version_from_text(cache_version)
+    cache = calibration_cache(quantized.scales, quantized.activations, version=version)
+    (workspace.path / FILE_NAME).write_text(cache)
     document = json.dumps(precision_document(choice), indent=1, allow_nan=False)
     (workspace.path / "precision.json").write_text(document + "\n")
 

@@ -51,7 +51,7 @@ class EngineConfig(StageConfig):
     precision: Literal["auto", "fp32", "fp16", "int8", "int8+fp16"] = Field(
         default="auto",
         description="fp32 or fp16 of a float model, int8 or int8+fp16 (what is not quantized in 16 bits) of a "
-        "quantized one; auto: int8 or fp32, as the model is",
+        "quantized one; auto: fp32 or int8, as the model is, and int8+fp16 where layers of it were left in float",
     )
     target: Target = Field(
         default="auto",
@@ -63,7 +63,11 @@ class EngineConfig(StageConfig):
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
         default="none", description="other GPUs that may run the engine too (tensorrt)"
     )
-    version_compatible: bool = Field(default=False, description="later versions of the backend may run the engine too")
+    version_compatible: bool = Field(
+        default=False,
+        description="later versions may run the engine too, with the lean runtime of the version that built it, which "
+        "the sessions here do not load",
+    )
     timing_cache: str | None = Field(
         default=None, description="file of an earlier build for the same GPU and version (tensorrt)"
     )
@@ -143,6 +147,8 @@ def run(config: EngineConfig, inputs: EngineInputs, workspace: Workspace) -> Met
     plans = {workspace.path / f"model-{target}.plan": (target,) for target in config.targets} or {
         workspace.path / "model.plan": capabilities
     }
+    if config.precision == "auto" and _float_layers(inputs.model):
+        config = config.model_copy(update={"precision": "int8+fp16"})  # they are in float for accuracy, not for range
     sidecars = _build_all(config, onnx_path, plans, workspace.base)
     workspace.tensors = inputs.model.manifest.tensors
     workspace.quantization = inputs.model.manifest.quantization
@@ -244,7 +250,7 @@ def _operand_metrics(operands: dict[str, Any], metrics: list[Metric]) -> list[Me
 
 ENGINE = Stage(
     name="engine",
-    version=3,
+    version=4,
     config=EngineConfig,
     inputs=EngineInputs,
     output=Engine,

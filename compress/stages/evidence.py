@@ -57,7 +57,7 @@ def variant_from(runnable: Runnable, evidence: Evidence) -> Variant:
     return measured_variant(
         name,
         kind,
-        session=runnable.label,
+        session=evidence.sessions[name],
         against_reference=compare_logits(mine, reference, labels),
         against_float=None if other is None else compare_logits(mine, other, labels),
         parity_to_float=None if other is None else parity(mine, other),
@@ -76,7 +76,7 @@ def _timing(runnable: Runnable, evidence: Evidence) -> "Timing":
 
     def ratios(other: str | None) -> "list[RatioRow]":
         # A ratio between two kinds of session would compare runtimes, not models.
-        comparable = other is not None and evidence.sessions[other] == runnable.label
+        comparable = other is not None and evidence.sessions[other] == evidence.sessions[name]
         return ratio_rows(evidence.timings, name, other) if other is not None and comparable else []
 
     fresh, cold_start = evidence.fresh.get(name, ([], None))

@@ -77,7 +77,7 @@ def run(config: ExportConfig, inputs: ExportInputs, workspace: Workspace) -> Met
 
 EXPORT = Stage(
     name="export",
-    version=1,
+    version=2,
     config=ExportConfig,
     inputs=ExportInputs,
     output=OnnxModel,

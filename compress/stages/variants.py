@@ -104,7 +104,6 @@ def runnable_from_artifact(
     smallest, largest = min(low for low, _ in ranges), max(high for _, high in ranges)
     try:
         session = TensorRTSession.load(file, graphs=cuda_graphs)
-        label = f"{backend} cuda" + (", graphs" if session.describe()["cuda_graphs"] == "yes" else "")
-        return Runnable(artifact, file, label, session, smallest=smallest, largest=largest, ranges=ranges)
+        return Runnable(artifact, file, f"{backend} cuda", session, smallest=smallest, largest=largest, ranges=ranges)
     except UnavailableError as error:
         return Runnable(artifact, file, f"{backend} cuda", None, error.message)

@@ -1,10 +1,15 @@
-"""How a shipped recipe is made a matter of seconds."""
+"""How a shipped recipe is made a matter of seconds, and how a wrong one is tried."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+Done = subprocess.CompletedProcess[str]
 
 EPOCHS = {
     "digits.yaml": ["teacher.epochs=2", "student.epochs=3", "qat.epochs=1", "control.epochs=1"],
@@ -34,3 +39,26 @@ def shrunk() -> Callable[[str], list[str]]:
         return [part for value in values for part in ("--set", value)]
 
     return options
+
+
+@pytest.fixture
+def wrong(cli: Callable[..., Done], tmp_path: Path) -> Callable[..., Done]:
+    """Write a recipe and run it; the store is beside it."""
+
+    def run(text: str, *arguments: str) -> Done:
+        (tmp_path / "wrong.yaml").write_text(text)
+        return cli("run", "wrong.yaml", "--store", "store", *arguments, cwd=tmp_path, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def assert_refused() -> Callable[[Done, int, str], None]:
+    """Exit code, message, and no traceback."""
+
+    def check(done: Done, code: int, message: str) -> None:
+        assert done.returncode == code, done.stderr
+        assert re.search(message, done.stderr), done.stderr
+        assert "Traceback" not in done.stderr
+
+    return check

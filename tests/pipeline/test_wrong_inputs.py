@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -27,12 +24,6 @@ CHAIN = (
   int8: {stage: calibrate, model: float, samples: 128}
 """
 )
-IMAGES = """
-name: wrong
-data: {dataset: imagefolder, path: images}
-steps:
-  teacher: {stage: train, model: {name: mlp, widths: [8]}, epochs: 1}
-"""
 OWN = """
 name: wrong
 data: {dataset: digits}
@@ -86,6 +77,18 @@ steps:
         2,
         r"expected min <= opt <= max, got 9, 8, 64",
     ),
+    "batch of zero": (
+        CHAIN + "  report: {stage: benchmark, reference: teacher, variants: [int8], latency: {batches: [1, 0]}}\n",
+        [],
+        2,
+        r"latency\.batches\.1.*greater than or equal to 1, got 0",
+    ),
+    "batch named twice": (
+        CHAIN + "  report: {stage: benchmark, reference: teacher, variants: [int8], latency: {batches: [8, 8]}}\n",
+        [],
+        2,
+        r"a batch size is named twice: 8, 8",
+    ),
     "temperature of zero": (
         HEAD
         + "  student: {stage: distill, teacher: teacher, model: {name: mlp, widths: [4]}, epochs: 1, temperature: 0}\n",
@@ -102,26 +105,8 @@ steps:
 }
 
 
-@pytest.fixture
-def wrong(cli, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Write a recipe and run it; the store is beside it."""
-
-    def run(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        (tmp_path / "wrong.yaml").write_text(text)
-        return cli("run", "wrong.yaml", "--store", "store", *arguments, cwd=tmp_path, timeout=300)
-
-    return run
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
-    """Exit code, message, and no traceback."""
-    assert done.returncode == code, done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_is_refused_before_any_work(name, wrong, tmp_path):
+def test_recipe_is_refused_before_any_work(name, wrong, tmp_path, assert_refused):
     text, arguments, code, message = RECIPES[name]
 
     assert_refused(wrong(text, *arguments), code, message)
@@ -129,15 +114,15 @@ def test_recipe_is_refused_before_any_work(name, wrong, tmp_path):
     assert not (tmp_path / "store").exists(), "nothing was started"
 
 
-def test_missing_recipe(cli, tmp_path):
-    assert_refused(cli("run", "nowhere.yaml", cwd=tmp_path), 2, r"nowhere\.yaml")
+def test_missing_recipe(cli, tmp_path, assert_refused):
+    assert_refused(
+        cli("run", "nowhere.yaml", cwd=tmp_path),
+        2,
+        r"(?s)(?=.*nowhere\.yaml).*there is no such recipe",
+    )
 
 
-def test_missing_data(wrong):
-    assert_refused(wrong(IMAGES), 5, r"missing folder .*images")
-
-
-def test_store_that_cannot_be_written(cli, tmp_path):
+def test_store_that_cannot_be_written(cli, tmp_path, assert_refused):
     (tmp_path / "wrong.yaml").write_text(HEAD)
 
     # Not even root can make a folder there, and chmod would not stop root.
@@ -146,84 +131,21 @@ def test_store_that_cannot_be_written(cli, tmp_path):
     )
 
 
-def test_store_that_is_a_file(wrong, tmp_path):
+def test_store_that_is_a_file(wrong, tmp_path, assert_refused):
     (tmp_path / "store").write_text("a file where the folder should be")
 
     assert_refused(wrong(HEAD), 2, r"the store must be a folder, got the file store")
 
 
-@pytest.fixture
-def images(root, tmp_path) -> Path:
-    """A copy of the example's images, to be spoiled."""
-    return Path(shutil.copytree(root / "examples" / "bring_your_own" / "images", tmp_path / "images"))
-
-
-def picture(folder: Path) -> Path:
-    """The first picture of a folder."""
-    return sorted(folder.glob("*.png"))[0]
-
-
-def corrupt(images: Path) -> None:
-    path = picture(images / "train" / "0")
-    path.write_bytes(path.read_bytes()[:40])
-
-
-def colour(images: Path) -> None:
-    from PIL import Image
-
-    path = picture(images / "train" / "1")
-    Image.open(path).convert("RGB").save(path)
-
-
-def larger(images: Path) -> None:
-    from PIL import Image
-
-    path = picture(images / "train" / "2")
-    Image.open(path).resize((9, 9)).save(path)
-
-
-def empty_class(images: Path) -> None:
-    for path in (images / "train" / "3").glob("*"):
-        path.unlink()
-
-
-def one_class(images: Path) -> None:
-    for split in ("train", "test"):
-        for label in "123":
-            shutil.rmtree(images / split / label)
-
-
-def leak(images: Path) -> None:
-    shutil.copy(picture(images / "train" / "0"), images / "test" / "0" / "copied.png")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (corrupt, r"(?s)corrupt image: .*train/0/\S+\.png"),
-        (colour, r"mixed grey and colour: train/1/\S+ is colour, expected grey like train/0/"),
-        (larger, r"wrong shape: train/2/\S+ is 9x9, expected 8x8 like"),
-        (empty_class, r"empty class folder train/3"),
-        (one_class, r"one class only: .*expected at least 2 class folders"),
-        (leak, r"same image in .*test/0/copied\.png|same image in .*copied\.png and"),
-    ],
-)
-def test_images_that_cannot_be_used(spoil, message, wrong, images):
-    spoil(images)
-
-    assert_refused(wrong(IMAGES), 5, message)
-
-
-@pytest.mark.slow
-def test_calibration_set_below_100(wrong):
+def test_calibration_set_below_100(wrong, assert_refused):
     assert_refused(
         wrong(CHAIN.replace("128", "99")), 5, r"calibration set too small: got 99 samples, expected at least 100"
     )
 
 
 @pytest.mark.slow
-def test_too_few_samples(wrong):
+def test_too_few_samples(wrong, assert_refused):
     assert_refused(
         wrong(CHAIN.replace("digits}", "digits, train_samples: 110}").replace("128", "500")),
         5,
@@ -232,7 +154,7 @@ def test_too_few_samples(wrong):
 
 
 @pytest.mark.slow
-def test_weights_of_another_network(wrong, root):
+def test_weights_of_another_network(wrong, root, assert_refused):
     weights = root / "examples" / "bring_your_own" / "teacher.safetensors"
     text = HEAD.replace("epochs: 1", f"weights: {weights}")
 
@@ -240,7 +162,7 @@ def test_weights_of_another_network(wrong, root):
 
 
 @pytest.mark.slow
-def test_teacher_of_other_classes(wrong, root):
+def test_teacher_of_other_classes(wrong, root, assert_refused):
     example = root / "examples" / "bring_your_own"
     text = f"""
 name: wrong
@@ -251,11 +173,11 @@ steps:
     model: {{name: "tiny_net:build", folder: {example}, kwargs: {{width: 16, classes: 4}}}}
     weights: {example / "teacher.safetensors"}
 """
-    assert_refused(wrong(text), 5, r"10 classes|\(2, 10\)")
+    assert_refused(wrong(text), 5, r"made for 4 classes, the data has 10")
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_finite(wrong, tmp_path):
+def test_weights_that_are_not_finite(wrong, tmp_path, assert_refused):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -283,7 +205,7 @@ def test_weights_that_are_not_finite(wrong, tmp_path):
     ],
     ids=["no dynamic batch", "unsupported operator"],
 )
-def test_networks_that_cannot_be_exported(forward, message, wrong, tmp_path):
+def test_networks_that_cannot_be_exported(forward, message, wrong, tmp_path, assert_refused):
     (tmp_path / "net.py").write_text(f"""
 import torch
 from torch import nn
@@ -323,7 +245,7 @@ def test_damaged_artifact_is_moved_aside_and_made_again(wrong, tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_artifact_without_the_step_that_makes_it(wrong, tmp_path):
+def test_damaged_artifact_without_the_step_that_makes_it(wrong, tmp_path, assert_refused):
     assert wrong(CHAIN).returncode == 0
     weights = next((tmp_path / "store" / "train").glob("*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -336,7 +258,7 @@ def test_damaged_artifact_without_the_step_that_makes_it(wrong, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk(tmp_path, root):
+def test_full_disk(tmp_path, root, assert_refused):
     """A file system of 256 KiB cannot hold the first artifact's draft."""
     small = tmp_path / "small"
     small.mkdir()

@@ -23,7 +23,7 @@ def test_values_are_yaml_and_the_last_one_counts() -> None:
     ("option", "said"),
     [
         ("top1_dorp_pp=1", "--gate top1_dorp_pp=1: unknown gate 'top1_dorp_pp'; nearest: 'top1_drop_pp'"),
-        ("zzz=1", "unknown gate 'zzz'; known: agreement_min, latency_ratio, memory_bytes_max, "),
+        ("zzz=1", "unknown gate 'zzz'; known: agreement_min, int8_operands_min, latency_ratio, memory_bytes_max, "),
         ("top1_drop_pp", "--gate top1_drop_pp: expected NAME=VALUE"),
         ("top1_drop_pp=", "expected NAME=VALUE"),
         ("=1", "expected NAME=VALUE"),

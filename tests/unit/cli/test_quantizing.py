@@ -14,6 +14,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
+from compress.artifacts.fingerprint import sha256_file
 from compress.cli.quantizing import QuantizeOptions, output_places, quantize_file
 from compress.errors import CompressError, DataError, ModelError, UsageError
 from compress.onnx_graph.calibration_cache import read_calibration_cache
@@ -35,7 +36,7 @@ NET = """
 }
 """
 SHAPES = {"w0": (8, 3, 3, 3), "b0": (8,), "w1": (5, 8), "b1": (5,), "w2": (8, 8, 3, 3)}
-FILES = ("model.onnx", "model.ort.onnx", "scales.json", "calibration.cache")
+FILES = ("model.onnx", "model.ort.onnx", "scales.json", "calibration.cache", "quantize.json")
 
 
 def save_net(path: Path, *, batch: str | int = "n", opset: int = 17) -> Path:
@@ -67,6 +68,7 @@ def options(folder: Path, **changes: object) -> QuantizeOptions:
         "output": folder / "out",
         "samples": None,
         "value_range": "0,1",
+        "cache_version": "10.3.0",
         "max_mib": 100,
         "as_json": True,
     }
@@ -92,6 +94,15 @@ def test_the_whole_command(cli: Cli, folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_cache_is_for_the_version_that_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantize_file(folder / "float.onnx", QuantizeSettings(), options(folder, cache_version="8.6.1"))
+    cache = read_calibration_cache((folder / "out" / "calibration.cache").read_text())
+    assert cache.version == (8, 6, 1)
+    for version in ("ten", "10.3", "11.0.0"):
+        with pytest.raises(UsageError, match="TensorRT"):
+            quantize_file(folder / "float.onnx", QuantizeSettings(), options(folder, cache_version=version))
+
+
 def test_what_is_written_is_sound(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantize_file(folder / "float.onnx", QuantizeSettings(), options(folder))
     document = json.loads(capsys.readouterr().out)
@@ -103,6 +114,19 @@ def test_what_is_written_is_sound(folder: Path, capsys: pytest.CaptureFixture[st
     table = ScaleTable.from_json((folder / "out" / "scales.json").read_text())
     cache = read_calibration_cache((folder / "out" / "calibration.cache").read_text())
     assert cache.scales["photo"] == pytest.approx(table["photo"].scale)
+    assert cache.version == (10, 3, 0)
+    record = json.loads((folder / "out" / "quantize.json").read_text())
+    assert record["model"] == "float.onnx"
+    assert {key: value for key, value in document.items() if record.get(key) != value}.keys() == {
+        "model",
+        "files",
+        "next",
+    }
+    assert document["sha256"] == {
+        "model": sha256_file(folder / "float.onnx"),
+        "data": sha256_file(folder / "calib.npz"),
+    }
+    assert document["range"] == "0,1"
     assert document["layers"]["int8"] == 2
     assert [layer["node"] for layer in document["layers"]["float"]] == ["/t/ConvTranspose"]
     assert document["on_calibration_samples"]["n"] == 48

@@ -105,7 +105,8 @@ def runtime_class(trt: Any, major: int, late: bool) -> type:
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
             assert not self.engine_host_code_allowed
             document = json.loads(serialized_engine.removeprefix(MAGIC))
-            if document["version"] != trt.__version__ and "VERSION_COMPATIBLE" not in document["flags"]:
+            packed = "VERSION_COMPATIBLE" in document["flags"] and "EXCLUDE_LEAN_RUNTIME" not in document["flags"]
+            if document["version"] != trt.__version__ and not packed:  # else it takes load_runtime, which nobody calls
                 self._logger.log(trt.Severity.ERROR, "The engine plan file is not compatible with this version")
                 return None
             return Engine(document)

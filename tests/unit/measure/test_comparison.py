@@ -16,11 +16,13 @@ from compress.measure.comparison import (
     REPORT_TOLERANCE,
     holm,
     needed_medians,
+    needed_medians_for_limit,
     paired_counts,
     ratio_verdict,
     slower_p,
     welch_ratio,
 )
+from compress.measure.statistics import ratio_decision
 
 BASE = [1.00, 1.03, 0.99, 1.01, 1.02]
 NEW = [1.10, 1.16, 1.08, 1.11, 1.13, 1.09, 1.12]
@@ -123,9 +125,30 @@ def test_needed_medians_decide_nine_times_in_ten() -> None:
         assert 0.85 < decided / 500 < 0.96
 
 
+@pytest.mark.parametrize(("limit", "decision"), [(1.15, "pass"), (1.05, "fail")])
+def test_needed_medians_for_a_limit_decide_nine_times_in_ten(limit: float, decision: str) -> None:
+    chance = np.random.default_rng(2)
+    planned = welch_ratio([math.exp(0.03), math.exp(-0.03)], [1.1 * math.exp(0.03), 1.1 * math.exp(-0.03)])
+    count = needed_medians_for_limit(planned, limit)
+    assert count is not None
+    decided = 0
+    for _ in range(500):
+        base, new = chance.normal(0, planned.base_sd_log, (2, count))
+        found = welch_ratio(np.exp(base).tolist(), (1.1 * np.exp(new)).tolist())
+        decided += ratio_decision(found.low, found.high, limit) == decision
+    assert 0.85 < decided / 500 < 0.96
+
+
+def test_more_claims_need_more_medians() -> None:
+    found = welch_ratio([1.0, 1.1, 1.05], [1.2, 1.3, 1.25])
+    counts = [needed_medians_for_limit(found, 1.1, claims) or 0 for claims in (1, 4, 20)]
+    assert counts == sorted(set(counts))
+
+
 def test_no_count_decides_a_ratio_on_the_limit() -> None:
     found = welch_ratio([1.0, 1.0], [1.25, 1.25])
     assert needed_medians(found, math.expm1(found.mean_log)) is None
+    assert needed_medians_for_limit(found, math.exp(found.mean_log)) is None
 
 
 @pytest.mark.parametrize("values", [[], [0.03], [0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.9], [0.02, 0.02, 0.02]])

@@ -14,6 +14,7 @@ from compress.measure.statistics import (
     drift,
     mcnemar_p,
     needed_blocks,
+    needed_samples,
     normal_sf,
     percentile,
     proportion_decision,
@@ -304,9 +305,35 @@ def test_ratio_decision_refuses_what_is_no_interval(low: float, high: float, lim
 
 
 def test_needed_blocks() -> None:
-    assert needed_blocks(math.log(1.02), 0.05, 1.0) == math.ceil((3.2415155 * 0.05 / math.log(1.02)) ** 2)
+    assert needed_blocks(math.log(1.02), 0.05, 1.0) == math.ceil((3.2415155 * 0.05 / math.log(1.02)) ** 2 + 1.9207)
     assert needed_blocks(0.0, 0.05, 1.0) is None
     assert needed_blocks(math.log(1.5), 0.0, 1.0) == 2
+
+
+def test_needed_blocks_decide_nine_times_in_ten() -> None:
+    chance = np.random.default_rng(3)
+    for gap in (0.05, 0.03):  # in units of which the spread is .05: few blocks, and more
+        count = needed_blocks(math.log(1.1) - gap, 0.05, 1.1)
+        assert count is not None
+        found = [
+            ratio_interval((math.log(1.1) - gap + 0.05 * chance.standard_normal(count)).tolist()) for _ in range(500)
+        ]
+        decided = sum(ratio_decision(one.low, one.high, 1.1) == "pass" for one in found)
+        assert 0.85 < decided / 500 < 0.97
+
+
+@pytest.mark.parametrize(("share", "decision"), [(0.93, "pass"), (0.86, "fail")])
+def test_needed_samples_decide_nine_times_in_ten(share: float, decision: str) -> None:
+    chance = np.random.default_rng(4)
+    count = needed_samples(round(100 * share), 100, 0.9)
+    assert count is not None
+    decided = sum(proportion_decision(int(chance.binomial(count, share)), count, 0.9) == decision for _ in range(500))
+    assert 0.85 < decided / 500 < 0.97
+
+
+def test_no_number_of_samples_decides_a_share_that_is_the_minimum() -> None:
+    assert needed_samples(90, 100, 0.9) is None
+    assert needed_samples(91, 100, 0.9) > 100  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,7 @@ def test_a_latency_gate_is_held_against_the_base(whole: Report, limit: float, ms
     assert (found.gate, found.variant, found.limit, found.value) == ("latency_ratio", "int8", limit, pytest.approx(ms))
     assert found.detail.startswith("batch 1: latency ")
     assert "x that of the base" in found.detail
+    assert (" processes a report would decide at this ratio" in found.detail) is (found.verdict == "inconclusive")
     assert (engine.verdict, engine.detail) == ("not run", "was not run in the base report: no NVIDIA driver")
 
 

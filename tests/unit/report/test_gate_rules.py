@@ -38,12 +38,11 @@ def test_p99_is_judged_by_the_ends_of_its_interval(report: Report, limit: float,
     )
 
 
-def test_p99_says_how_many_iterations_would_decide(report: Report) -> None:
+def test_p99_says_how_many_blocks_would_decide(report: Report) -> None:
     found = of_int8({"p99_ms_max": 2.1}, report(int8={"latency": [row()]}))
-    # Half the interval is .2 and must shrink below .1 with 1.28 / 1.96 to spare: (2 * 1.65386)^2 times as many.
+    # Half the interval is .2 and must shrink below .1 with 1.28 / 1.96 to spare: (2 * 1.65386)^2 times 20 blocks.
     assert found.detail.endswith(
-        "; about 109,411 iterations would decide at this percentile: "
-        "--set steps.STEP.latency.slot_iterations=5471 gives them in 20 blocks"
+        "; about 219 blocks would decide at this percentile: --set steps.STEP.latency.blocks=219"
     )
     hopeless = of_int8({"p99_ms_max": 2.0}, report(int8={"latency": [row()]}))
     assert hopeless.detail.endswith("; the observed percentile is the limit itself")

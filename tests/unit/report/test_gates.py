@@ -106,7 +106,7 @@ def test_latency_is_judged_by_the_ends_of_the_interval(report: Report, limit: fl
 
 def test_an_inconclusive_latency_says_what_would_decide(report: Report) -> None:
     found, _ = judge(GatesConfig(latency_ratio={1: 0.802}), report())
-    assert found.detail.endswith("; about 169 blocks would decide at this ratio")
+    assert found.detail.endswith("; about 171 blocks would decide at this ratio")
     at_the_limit, _ = judge(GatesConfig(latency_ratio={1: 0.8}), report())
     assert at_the_limit.detail.endswith("; the observed ratio is the limit itself")
 
@@ -141,7 +141,28 @@ def test_agreement_is_judged_by_its_interval(report: Report, agreement: float, d
     found, engine = judge(GatesConfig(agreement_min=0.95), report(int8={"agreement": agreement}))
     assert (found.verdict, found.value, found.unit) == (decision, agreement, "fraction")
     assert f"for {round(agreement * 450)} of 450 samples" in found.detail
+    assert ("; about 4,601 samples would decide at this share" in found.detail) is (decision == "inconclusive")
     assert (engine.verdict, engine.detail) == ("not run", NOT_RUN)
+
+
+@pytest.mark.parametrize(
+    ("facts", "decision", "value"),
+    [
+        ({"int8_convolutions": 6, "convolutions": 6, "int8_gemms": 2, "gemms": 2}, "pass", 1.0),
+        ({"int8_convolutions": 5, "convolutions": 6, "int8_gemms": 2, "gemms": 2}, "fail", 0.875),
+        ({"convolutions": 6}, "fail", 0.0),
+        ({"target": "8.9"}, "not run", None),
+        ({}, "not run", None),
+    ],
+)
+def test_int8_operands_are_judged_of_the_engine_alone(
+    report: Report, facts: dict[str, Any], decision: str, value: float | None
+) -> None:
+    *others, engine = report().variants
+    document = report(variants=[*others, engine.model_copy(update={"facts": facts})])
+    (found,) = judge(GatesConfig(int8_operands_min=1.0), document)
+    assert (found.variant, found.verdict, found.value) == ("engine", decision, value)
+    assert value is None or f"of {sum(facts.get(name, 0) for name in ('convolutions', 'gemms'))} conv" in found.detail
 
 
 def test_size_is_judged_even_where_the_variant_was_not_run(report: Report) -> None:
@@ -171,6 +192,7 @@ KINDS = {"teacher": "checkpoint", "float": "onnx_model", "int8": "quantized_onnx
 WHOLE = Measured(KINDS, "teacher", "float", (1, 32))
 WITHOUT_TWIN = Measured(KINDS, "teacher", None)
 FLOATS = Measured({"teacher": "checkpoint", "float": "onnx_model"}, "teacher", "float")
+NO_ENGINE = Measured({"teacher": "checkpoint", "int8": "quantized_onnx"}, "teacher", None)
 NO_TWIN = "no benchmark names a float_twin to compare with"
 NOT_QUANTIZED = "no benchmark has a quantized variant to judge (the output of calibrate or engine)"
 NO_REPORT = "no step writes a report that they could be judged from; add a benchmark step"
@@ -196,6 +218,8 @@ ALL = {"top1_drop_pp": 3, "top1_drop_to_float_pp": 1, "latency_ratio": 1, "agree
         (ALL, [FLOATS], [(gate, NOT_QUANTIZED) for gate in ALL]),
         (ALL, [FLOATS, WITHOUT_TWIN], [("top1_drop_to_float_pp", NOT_QUANTIZED), ("latency_ratio", NOT_QUANTIZED)]),
         (ALL, [FLOATS, WHOLE], []),
+        ({"int8_operands_min": 1}, [WHOLE], []),
+        ({"int8_operands_min": 1}, [NO_ENGINE], [("int8_operands_min", "no benchmark has an engine to judge")]),
         ({"latency_ratio": {1: 1, 32: 1}, "p99_ms_max": {32: 1}}, [WHOLE], []),
         (
             {"latency_ratio": {1: 1, 7: 1}, "p99_ms_max": {8: 1}},
@@ -229,6 +253,9 @@ def test_a_report_answers_what_it_can_and_leaves_the_rest_to_another(report: Rep
         {"latency_ratio": {0: 1.0}},
         {"latency_ratio": float("inf")},
         {"agreement_min": 95},
+        {"agreement_min": 1},
+        {"int8_operands_min": 0},
+        {"int8_operands_min": 1.5},
         {"size_bytes_max": 0},
         {"require": "engine"},
     ],

@@ -135,7 +135,7 @@ def partly_quantized(make):
 
 
 @with_builder
-@pytest.mark.parametrize(("precision", "said"), [("auto", True), ("int8+fp16", False)])
+@pytest.mark.parametrize(("precision", "said"), [("auto", False), ("int8", True), ("int8+fp16", False)])
 def test_float_layers_of_an_int8_engine_are_said_to_be_fp32(execute, partly_quantized, precision, said):
     engine = execute(ENGINE, "engine", EngineInputs(partly_quantized), precision=precision)
     note = "layers left in float compute in fp32: conv_1; precision: int8+fp16 would run them in fp16"

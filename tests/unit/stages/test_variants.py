@@ -7,6 +7,7 @@ import pytest
 
 from compress.artifacts.manifest import Kind
 from compress.engines.availability import why_not
+from compress.engines.session import ran_as
 from compress.stages.contract import INPUT, OUTPUT
 from compress.stages.variants import EVALUATION_BATCH, Runnable, runnable_from_artifact
 
@@ -95,7 +96,7 @@ def test_cuda_graphs_are_asked_for_and_named_where_they_are_used(make, monkeypat
     one = runnable_from_artifact(engine, Path(), device="cpu", threads=1, cuda_graphs=asked)
 
     assert taken == {"graphs": asked}
-    assert one.label == label
+    assert ran_as(one.label, one.session) == label
     assert (one.smallest, one.largest) == (1, 64)
 
 
