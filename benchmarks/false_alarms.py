@@ -66,8 +66,8 @@ class Counts:
     """How much is measured; the defaults are what is committed."""
 
     same: int = 200
-    slowed: int = 60
-    slightly_slowed: int = 100
+    slowed: int = 40
+    slightly_slowed: int = 60
     reports: int = 30
     medians: int = 5
     draws: int = 5000
