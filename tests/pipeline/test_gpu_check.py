@@ -49,7 +49,8 @@ def test_without_a_gpu_every_section_says_what_it_could_not_do(root: Path, tmp_p
     assert set(timed["variants"]) == {"torch fp32", "torch bf16", "onnxruntime fp32", "onnxruntime int8 unsigned"}
     assert timed["variants"]["onnxruntime int8 unsigned"]["over onnxruntime int8 unsigned"]["ratio"] == 1
     assert all(one["p50_ms"] > 0 for one in timed["variants"].values())
-    assert set(timed["problems"]) == {f"engine {name}" for name in ("int8", "int8+fp16", "fp16", "fp32")}
+    engines = [f"engine {name}" for name in ("int8", "int8+fp16", "fp16", "fp32")]
+    assert set(timed["problems"]) == {*engines, *(f"{name}, CUDA graphs" for name in engines)}
 
 
 def test_a_folder_of_wheels_that_is_not_there(root: Path, tmp_path: Path) -> None:

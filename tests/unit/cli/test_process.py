@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_explained_errors_reach_standard_error(capsys: pytest.CaptureFixture[str
 def test_our_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         process.call(lambda: 1 / 0)
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, even where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def send(number: int) -> None:

@@ -182,7 +182,7 @@ class EngineInFloat:
     """An engine's session, computed by ONNX Runtime from the graph that the engine was built from."""
 
     @staticmethod
-    def load(plan: Path, device: str = "cuda") -> Any:
+    def load(plan: Path, device: str = "cuda", *, graphs: bool = False) -> Any:
         from compress.engines.onnxruntime_session import OnnxRuntimeSession
 
         signed = next(plan.parent.parent.parent.glob("calibrate/*/model.onnx"))
@@ -232,7 +232,7 @@ def test_an_engine_for_another_gpu_is_reported_and_ends_with_7(copy: Path, monke
 
     class Refused:
         @staticmethod
-        def load(plan: Path, device: str = "cuda") -> Any:
+        def load(plan: Path, device: str = "cuda", *, graphs: bool = False) -> Any:
             raise UnavailableError("this GPU's compute capability is not among those that it was built for")
 
     monkeypatch.setattr(tensorrt_session, "TensorRTSession", Refused)
@@ -253,7 +253,7 @@ def test_a_measurement_that_fails_is_in_the_record(copy: Path, monkeypatch: pyte
 
     class Broken:
         @staticmethod
-        def load(plan: Path, device: str = "cuda") -> Any:
+        def load(plan: Path, device: str = "cuda", *, graphs: bool = False) -> Any:
             raise ModelError("TensorRT refuses the run")
 
     monkeypatch.setattr(tensorrt_session, "TensorRTSession", Broken)
