@@ -185,10 +185,11 @@ def _change(before: OnnxRuntimeSession, quantized: Quantized, samples: Samples, 
     start = 0
     with progress("comparison", samples.count, "samples") as bar:
         for batch in samples.batches(size):
-            labels = None if samples.labels is None else samples.labels[start : start + size]
-            tally.add(before.run(batch)[tally.output], after.run(batch)[tally.output], labels)
-            start += size
-            bar.advance(size)
+            count = len(next(iter(batch.values())))
+            labels = None if samples.labels is None else samples.labels[start : start + count]
+            tally.add(before.run(batch)[tally.output], after.run(batch)[tally.output], labels, count)
+            start += count
+            bar.advance(count)
     after.close()
     return tally.change()
 
