@@ -14,6 +14,7 @@ import typer.main
 from compress import __version__, log
 from compress.cli import process
 from compress.errors import EXIT_OK, UsageError
+from compress.quantization.settings import CACHE_VERSION
 
 # Rich help and pretty tracebacks would double the start-up time, and a traceback is for us, not for the user.
 app = typer.Typer(
@@ -314,8 +315,8 @@ def quantize_model(
         str, typer.Option("--range", metavar="LOW,HIGH|any", help="What values the samples may have.")
     ] = "0,1",
     cache_version: Annotated[
-        str, typer.Option(metavar="10.3.0", help="TensorRT that calibration.cache is for; others skip it.")
-    ] = "10.3.0",
+        str, typer.Option(metavar=CACHE_VERSION, help="TensorRT that calibration.cache is for; others skip it.")
+    ] = CACHE_VERSION,
     max_mib: MaxMib = 2048,
     json: Json = False,
 ) -> None:

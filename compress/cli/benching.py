@@ -20,7 +20,9 @@ from compress.report.tables import ABSENT, Table, size_text
 if TYPE_CHECKING:
     from compress.engines.session import Arrays
     from compress.measure.bench import BenchFile
+    from compress.measure.comparison import RatioVerdict
     from compress.measure.latency import Measurement
+    from compress.measure.statistics import RatioEstimate
     from compress.report.document import ColdStart
 
 _MOST_S = 86_400.0
@@ -53,6 +55,23 @@ class _Results:
     environment: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A file against the first one, at one batch size; where either drifted, nothing is decided."""
+
+    base: str
+    new: str
+    batch: int
+    found: RatioEstimate
+    drifted: bool
+    verdict: RatioVerdict
+
+    def as_json(self) -> dict[str, Any]:
+        names = {"base": self.base, "new": self.new, "batch": self.batch}
+        figures = {"ratio": self.found.ratio, "low": self.found.low, "high": self.found.high}
+        return {**names, **figures, "verdict": self.verdict}
+
+
 def bench_files(paths: Sequence[Path], options: BenchOptions) -> int:
     """Measure model files together and print what came of it.
 
@@ -78,7 +97,9 @@ def bench_files(paths: Sequence[Path], options: BenchOptions) -> int:
     pairs = _pairs(results)
     if options.as_json:
         variants = [_variant(file, results) for file in results.files]
-        print_document({"environment": results.environment, "variants": variants, "pairs": pairs})
+        print_document(
+            {"environment": results.environment, "variants": variants, "pairs": [pair.as_json() for pair in pairs]}
+        )
     else:
         _print(results, pairs)
     return _exit_code(results, pairs, limit, options)
@@ -190,13 +211,13 @@ def _environment(surroundings: dict[str, Any], options: BenchOptions, batches: S
     }
 
 
-def _pairs(results: _Results) -> list[dict[str, Any]]:
+def _pairs(results: _Results) -> list[_Pair]:
     """Every other file against the first, at every batch size; none where their timers differ."""
     from compress.measure.comparison import IN_RUN_TOLERANCE, ratio_verdict
     from compress.measure.latency import latency_ratio
 
     base, *others = results.files
-    pairs: list[dict[str, Any]] = []
+    pairs: list[_Pair] = []
     for batch, measurement in results.measured.items():
         for new in others:
             if base.session is None or new.session is None or base.label != new.label:
@@ -204,17 +225,7 @@ def _pairs(results: _Results) -> list[dict[str, Any]]:
             found = latency_ratio(measurement.samples[new.name], measurement.samples[base.name])
             drifted = any(measurement.drift[file.name].unstable for file in (base, new))
             verdict = "inconclusive" if drifted else ratio_verdict(found.low, found.high, IN_RUN_TOLERANCE)
-            pairs.append(
-                {
-                    "base": base.name,
-                    "new": new.name,
-                    "batch": batch,
-                    "ratio": found.ratio,
-                    "low": found.low,
-                    "high": found.high,
-                    "verdict": verdict,
-                }
-            )
+            pairs.append(_Pair(base.name, new.name, batch, found, drifted, verdict))
     return pairs
 
 
@@ -257,7 +268,7 @@ def _offline(name: str, results: _Results) -> dict[str, Any] | None:
     return None if samples is None else {"batch": batch, "samples_per_s": batch * samples.calls_per_s}
 
 
-def _print(results: _Results, pairs: Sequence[Mapping[str, Any]]) -> None:
+def _print(results: _Results, pairs: Sequence[_Pair]) -> None:
     tables = [_latency_table(results), _scenario_table(results), _pair_table(pairs)]
     print_tables(table for table in tables if table.rows)
     state = results.environment
@@ -318,19 +329,14 @@ def _scenario_table(results: _Results) -> Table:
     return Table("Scenarios, cold start and memory in a fresh process", header, tuple(rows), frozenset(range(1, 7)))
 
 
-def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
+def _pair_table(pairs: Sequence[_Pair]) -> Table:
     header = ("new", "against", "batch", "latency ratio (95 %)", "verdict")
-    rows = tuple(
-        (
-            pair["new"],
-            pair["base"],
-            str(pair["batch"]),
-            f"{pair['ratio']:.3f} ({pair['low']:.3f} to {pair['high']:.3f})",
-            pair["verdict"],
-        )
-        for pair in pairs
-    )
+    rows = tuple((pair.new, pair.base, str(pair.batch), _ratio_text(pair.found), pair.verdict) for pair in pairs)
     return Table("Compared: below 1 the new file is faster, 3 % are no difference", header, rows, frozenset((2, 3)))
+
+
+def _ratio_text(found: RatioEstimate) -> str:
+    return f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def _without_pair(files: Sequence[BenchFile]) -> list[tuple[str, str]]:
@@ -347,11 +353,8 @@ def _without_pair(files: Sequence[BenchFile]) -> list[tuple[str, str]]:
     return found
 
 
-def _exit_code(
-    results: _Results, pairs: Sequence[Mapping[str, Any]], limit: float | None, options: BenchOptions
-) -> int:
+def _exit_code(results: _Results, pairs: Sequence[_Pair], limit: float | None, options: BenchOptions) -> int:
     """Judge the gate; its lines go to standard error, so that a document stays whole."""
-    from compress.measure.latency import latency_ratio
     from compress.measure.statistics import needed_blocks, ratio_decision
 
     logger = get_logger(__name__)
@@ -364,19 +367,18 @@ def _exit_code(
         return EXIT_OK
     codes = {EXIT_INCONCLUSIVE} if not pairs else set[int]()
     for pair in pairs:
-        measurement = results.measured[pair["batch"]]
-        drifted = any(measurement.drift[pair[side]].unstable for side in ("base", "new"))
-        decision = "inconclusive" if drifted else ratio_decision(pair["low"], pair["high"], limit)
-        advice = ""
-        if decision == "inconclusive":
-            found = latency_ratio(*(measurement.samples[pair[side]] for side in ("new", "base")))
+        found, advice = pair.found, ""
+        decision = "inconclusive" if pair.drifted else ratio_decision(found.low, found.high, limit)
+        if pair.drifted:
+            advice = "; the machine drifts: measure when it is idle"
+        elif decision == "inconclusive":
             blocks = needed_blocks(found.mean_log, found.sd_log, limit)
-            advice = "; the machine drifts: measure when it is idle" if drifted else "; the ratio is the limit itself"
-            if blocks is not None and not drifted:
+            advice = "; the ratio is the limit itself"
+            if blocks is not None:
                 advice = f"; about {blocks:,} blocks instead of {found.blocks} would decide: a longer --budget"
         logger.warning(
-            f"gate {LATENCY} {decision}: {pair['new']} at batch {pair['batch']}: {pair['ratio']:.3f} "
-            f"({pair['low']:.3f} to {pair['high']:.3f}), limit {limit:g}{advice}"
+            f"gate {LATENCY} {decision}: {pair.new} at batch {pair.batch}: {_ratio_text(found)}, "
+            f"limit {limit:g}{advice}"
         )
         codes.add({"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "inconclusive": EXIT_INCONCLUSIVE}[decision])
     worst = next((code for code in (EXIT_GATE_FAILED, EXIT_INCONCLUSIVE) if code in codes), EXIT_OK)

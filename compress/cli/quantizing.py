@@ -100,7 +100,7 @@ def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptio
     from compress.quantization.quantize import quantize_onnx
 
     value_range, places = parse_range(options.value_range), output_places(path, options.output)
-    version_from_text(options.cache_version)
+    version_from_text(options.cache_version)  # refused before there is work to lose
     with _naming(path, options.data):
         model, notes = prepare_foreign(load_onnx(path, limit_bytes=options.max_mib * MIB))
         # a graph that has Q/DQ already is taken at its word: fused int8 kernels may saturate, see the session's `load`
@@ -185,25 +185,27 @@ def _change(before: OnnxRuntimeSession, quantized: Quantized, samples: Samples, 
     start = 0
     with progress("comparison", samples.count, "samples") as bar:
         for batch in samples.batches(size):
-            labels = None if samples.labels is None else samples.labels[start : start + size]
-            tally.add(before.run(batch)[tally.output], after.run(batch)[tally.output], labels)
-            start += size
-            bar.advance(size)
+            count = len(next(iter(batch.values())))
+            labels = None if samples.labels is None else samples.labels[start : start + count]
+            tally.add(before.run(batch)[tally.output], after.run(batch)[tally.output], labels, count)
+            start += count
+            bar.advance(count)
     after.close()
     return tally.change()
 
 
 def _write(outcome: _Outcome) -> None:
-    from compress.onnx_graph.calibration_cache import calibration_cache, version_from_text
+    from compress.onnx_graph.calibration_cache import calibration_cache
     from compress.onnx_graph.loading import checked_bytes
 
     quantized, places = outcome.quantized, outcome.places
-    version = version_from_text(outcome.options.cache_version)
     contents = {
         places.signed: checked_bytes(quantized.signed),
         places.unsigned: checked_bytes(quantized.unsigned),
         places.scales: quantized.scales.to_json().encode(),
-        places.cache: calibration_cache(quantized.scales, quantized.activations, version=version).encode(),
+        places.cache: calibration_cache(
+            quantized.scales, quantized.activations, outcome.options.cache_version
+        ).encode(),
         places.record: _record(outcome),
     }
     for place, content in contents.items():

@@ -185,13 +185,14 @@ class Tally:
         self._signal = self._noise = 0.0
         self._classes = self._labelled = True
 
-    def add(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None) -> None:
+    def add(self, want: np.ndarray, got: np.ndarray, labels: np.ndarray | None, count: int) -> None:
         """Count one batch.
 
         Args:
-            want: output of the float model, (n, ...).
+            want: output of the float model, of any shape; classes where it is (count, classes).
             got: output of the int8 model.
-            labels: (n,), whole numbers.
+            labels: (count,), whole numbers.
+            count: samples of the batch, >= 1.
 
         Raises:
             ModelError: outputs that are not finite, or of other shapes.
@@ -199,16 +200,12 @@ class Tally:
         """
         import numpy as np
 
-        if got.shape != want.shape or not np.isfinite(got).all() or not np.isfinite(want).all():
-            raise ModelError(
-                f"Output {self.output} is {got.shape} in int8 and {want.shape} in float, or not finite.",
-                hint="Calibrate with samples that the network was trained on.",
-            )
+        self._require_comparable(want, got, f"calibration samples {self._n} to {self._n + count - 1}")
         exact, other = want.astype(np.float64), got.astype(np.float64)
-        self._n += len(want)
+        self._n += count
         self._signal += float((exact**2).sum())
         self._noise += float(((exact - other) ** 2).sum())
-        self._classes = want.ndim == 2 and want.shape[1] > 1
+        self._classes = self._classes and want.ndim == 2 and len(want) == count and want.shape[1] > 1
         self._labelled = labels is not None
         if self._classes:
             self._same += int((want.argmax(1) == got.argmax(1)).sum())
@@ -222,6 +219,22 @@ class Tally:
             )
         self._right_before += int((want.argmax(1) == labels).sum())
         self._right_after += int((got.argmax(1) == labels).sum())
+
+    def _require_comparable(self, want: np.ndarray, got: np.ndarray, where: str) -> None:
+        import numpy as np
+
+        if got.shape != want.shape:
+            raise ModelError(
+                f"Output {self.output} has shape {got.shape} in int8; expected that of the float model, {want.shape}.",
+                where=where,
+            )
+        for model, array in (("float", want), ("int8", got)):
+            if not np.isfinite(array).all():
+                raise ModelError(
+                    f"Output {self.output} of the {model} model is NaN or infinite.",
+                    where=where,
+                    hint="Calibrate with samples that the network was trained on.",
+                )
 
     def change(self) -> Change:
         """All batches together."""

@@ -194,7 +194,11 @@ def _parsed(trt: Any, logger: Any, data: bytes, log: BuildLog) -> Parsed:
     if not parser.parse(data):
         raise parser_error(parser)
     if network.num_layers == 0 or network.num_outputs == 0:
-        raise ModelError(f"The parser found {network.num_layers} layers and {network.num_outputs} outputs in the model")
+        raise ModelError(
+            f"The parser found {network.num_layers} layers and {network.num_outputs} outputs in the model; "
+            "expected at least one of each",
+            hint="run `compress lint` on the ONNX file",
+        )
     return Parsed(builder, network, parser)
 
 

@@ -87,7 +87,9 @@ class OnnxRuntimeSession:
             session = onnxruntime.InferenceSession(str(source), options, providers=[provider])
         except Exception as error:  # its exception types share no base but Exception
             raise ModelError(
-                f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}", where=source.name
+                f"ONNX Runtime {onnxruntime.__version__} refuses the model: {_first_line(error)}",
+                where=source.name,
+                hint="Run `compress lint` on the file.",
             ) from error
         if provider not in session.get_providers():  # it falls back to the processor with no more than a log line
             raise _no_provider(provider, session.get_providers())

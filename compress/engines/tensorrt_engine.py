@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 _LAST_MESSAGES = 5
+_BUILD_AGAIN = "build the engine again, for this GPU and by the installed version; `compress doctor` names both"
 
 # What get_engine_validity finds wrong, by bit.
 _INVALIDITY = {
@@ -95,21 +96,20 @@ class TensorRTEngine:
 
     def _admit(self, trt: Any, sidecar: Sidecar, plan: bytes, gpu: tuple[str, str]) -> None:
         name = f"{gpu[0]}, compute capability {gpu[1]}"
-        hint = "build the engine again, for this GPU and by the installed version"
         validate = getattr(self._runtime, "get_engine_validity", None)
         if validate is not None:
             validity, bits = validate(plan)
             if validity == trt.EngineValidity.INVALID:
                 reasons = [text for bit, text in _INVALIDITY.items() if int(bits) & bit]
                 raise UnavailableError(
-                    f"The engine cannot run on {name}: {'; '.join(reasons) or self._last_messages()}", hint=hint
+                    f"The engine cannot run on {name}: {'; '.join(reasons) or self._last_messages()}", hint=_BUILD_AGAIN
                 )
         elif not _runs_on(sidecar, gpu[1]):
             raise UnavailableError(
                 f"The engine cannot run on {name}: it was built for compute capability "
                 f"{', '.join(sidecar.compute_capabilities)}"
                 + (f", {sidecar.hardware_compatibility}" if sidecar.hardware_compatibility else ""),
-                hint=hint,
+                hint=_BUILD_AGAIN,
             )
 
     def _runtime_config(self, trt: Any, cache: bytes | None, *, keep_cache: bool, eager: bool) -> Any:
@@ -135,9 +135,11 @@ class TensorRTEngine:
         try:
             made = make()
         except (RuntimeError, TypeError) as error:  # pybind11 reports a null object as a TypeError
-            raise UnavailableError(f"The {what} does not start: {self._last_messages()} ({error})") from error
+            raise UnavailableError(
+                f"The {what} does not start: {self._last_messages()} ({error})", hint=_BUILD_AGAIN
+            ) from error
         if made is None:
-            raise UnavailableError(f"The {what} does not start: {self._last_messages()}")
+            raise UnavailableError(f"The {what} does not start: {self._last_messages()}", hint=_BUILD_AGAIN)
         return made
 
     def _last_messages(self) -> str:

@@ -22,7 +22,6 @@ from compress.onnx_graph.scales import Scale
 Calibrator = Literal["EntropyCalibration2", "MinMaxCalibration"]
 Version = tuple[int, int, int]
 FILE_NAME = "calibration.cache"
-DEFAULT_VERSION: Version = (10, 3, 0)  # of JetPack 6, the platform that stays with calibrators
 
 
 @dataclass(frozen=True)
@@ -37,32 +36,26 @@ class CalibrationCache:
 def calibration_cache(
     table: Mapping[str, Scale],
     activations: Iterable[str],
+    version: str,
     *,
     calibrator: Calibrator = "EntropyCalibration2",
-    version: Version = DEFAULT_VERSION,
 ) -> str:
     """Write scales as TensorRT reads them.
 
     Args:
         table: the scale table.
         activations: names of the tensors of the float graph that the cache is for; the rest of the table is weights.
+        version: of the TensorRT that will read it, e.g. "10.3.0".
         calibrator: that TensorRT is given; trtexec gives "EntropyCalibration2" whatever chose the scales.
-        version: of the TensorRT that will read it.
 
     Returns:
         The text of the file, activations in the order of names.
 
     Raises:
-        UsageError: a version that has no calibrators.
+        UsageError: see `version_from_text`.
         ModelError: an activation without a scale, or with several, or whose name would break the lines.
     """
-    major, minor, patch = version
-    if not (7 <= major <= 10 and 0 <= minor < 100 and 0 <= patch < 100):
-        raise UsageError(
-            f"A calibration cache is for TensorRT 7 to 10, not {'.'.join(map(str, version))}.",
-            hint="Build from the Q/DQ file (model.onnx): every version takes it.",
-        )
-    lines = [f"TRT-{_encoded(version)}-{calibrator}"]
+    lines = [f"TRT-{_encoded(version_from_text(version))}-{calibrator}"]
     for name in sorted(set(activations)):
         scale = table[name].scale if name in table else None
         if scale is None or isinstance(scale, tuple):
@@ -75,14 +68,19 @@ def calibration_cache(
 
 
 def version_from_text(text: str) -> Version:
-    """Read `10.3.0`.
+    """Read the version of a TensorRT that has calibrators, e.g. `10.3.0`.
 
     Raises:
-        UsageError: another text.
+        UsageError: another text, or a version that has none.
     """
     if re.fullmatch(r"\d{1,2}\.\d{1,2}\.\d{1,2}", text) is None:
         raise UsageError(f"Expected a version of TensorRT such as 10.3.0, got {text!r}.")
     major, minor, patch = map(int, text.split("."))
+    if not 7 <= major <= 10:
+        raise UsageError(
+            f"A calibration cache is for TensorRT 7 to 10, not {text}.",
+            hint="Build from the Q/DQ file (model.onnx): every version takes it.",
+        )
     return major, minor, patch
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Method = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 WeightMethod = Literal["max", "mse"]
 Granularity = Literal["per_channel", "per_tensor"]
+CACHE_VERSION = "10.3.0"  # TensorRT of JetPack 6, the platform that stays with calibrators
 
 
 @dataclass(frozen=True)

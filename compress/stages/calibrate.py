@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from compress.artifacts.manifest import Metric, OnnxModel, Quantization, QuantizedOnnx
 from compress.log import progress
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
-from compress.quantization.settings import Granularity, Method, QuantizeSettings, WeightMethod
+from compress.quantization.settings import CACHE_VERSION, Granularity, Method, QuantizeSettings, WeightMethod
 from compress.stages.contract import network_input
 from compress.stages.precision import PrecisionConfig, decide, float_layers_of, measured, recorded
 
@@ -47,7 +47,7 @@ class CalibrateConfig(StageConfig):
     )
 
     cache_version: str = Field(
-        default="10.3.0",
+        default=CACHE_VERSION,
         pattern=r"^([7-9]|10)\.\d{1,2}\.\d{1,2}$",
         description="TensorRT that calibration.cache is for: any other skips it without an error",
     )
@@ -138,7 +138,7 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
 
 
 def _write(choice: "PrecisionChoice", cache_version: str, workspace: Workspace) -> None:
-    from compress.onnx_graph.calibration_cache import FILE_NAME, calibration_cache, version_from_text
+    from compress.onnx_graph.calibration_cache import FILE_NAME, calibration_cache
     from compress.onnx_graph.lint import raise_on_errors
     from compress.onnx_graph.loading import save_onnx
     from compress.quantization.precision import precision_document
@@ -149,8 +149,7 @@ def _write(choice: "PrecisionChoice", cache_version: str, workspace: Workspace) 
     save_onnx(quantized.signed, workspace.path / "model.onnx")
     save_onnx(quantized.unsigned, workspace.path / "model.ort.onnx")
     (workspace.path / "scales.json").write_text(quantized.scales.to_json())
-    version = version_from_text(cache_version)
-    cache = calibration_cache(quantized.scales, quantized.activations, version=version)
+    cache = calibration_cache(quantized.scales, quantized.activations, cache_version)
     (workspace.path / FILE_NAME).write_text(cache)
     document = json.dumps(precision_document(choice), indent=1, allow_nan=False)
     (workspace.path / "precision.json").write_text(document + "\n")

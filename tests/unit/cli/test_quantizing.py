@@ -98,9 +98,6 @@ def test_the_cache_is_for_the_version_that_is_asked_for(folder: Path, capsys: py
     quantize_file(folder / "float.onnx", QuantizeSettings(), options(folder, cache_version="8.6.1"))
     cache = read_calibration_cache((folder / "out" / "calibration.cache").read_text())
     assert cache.version == (8, 6, 1)
-    for version in ("ten", "10.3", "11.0.0"):
-        with pytest.raises(UsageError, match="TensorRT"):
-            quantize_file(folder / "float.onnx", QuantizeSettings(), options(folder, cache_version=version))
 
 
 def test_what_is_written_is_sound(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +169,19 @@ def test_a_fixed_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "static-batch" in {finding["rule"] for finding in document["findings"]["tensorrt"]}
     model = load_onnx(folder / "out" / "model.onnx")
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 5
+
+
+def test_an_output_without_a_batch_axis(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(folder / "float.onnx")
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["scores"], ["loss"], keepdims=0, name="loss"))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("loss", onnx.TensorProto.FLOAT, []))
+    onnx.save(model, folder / "float.onnx")
+    np.savez(folder / "calib.npz", photo=photos())
+    quantize_file(folder / "float.onnx", QuantizeSettings(), options(folder))
+    change = json.loads(capsys.readouterr().out)["on_calibration_samples"]
+    assert (change["n"], change["agreement"]) == (48, None)
+    assert change["sqnr_db"] > 20
 
 
 def test_values_outside_zero_to_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +261,7 @@ def test_where_results_go() -> None:
         (["--percentile", "99"], 2, "--percentile 99 belongs to --method percentile, not mse"),
         (["--method", "percentile", "--percentile", "20"], 2, "The percentile is 20.0"),
         (["--data", "absent.npz"], 5, "the inputs cannot be read"),
+        (["--data", "absent.npz", "--cache-version", "11.0.0"], 2, "cache is for TensorRT 7 to 10, not 11.0.0"),
     ],
 )
 def test_wrong_options(cli: Cli, folder: Path, arguments: list[str], code: int, said: str) -> None:
@@ -259,3 +270,4 @@ def test_wrong_options(cli: Cli, folder: Path, arguments: list[str], code: int, 
     assert said in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+    assert not (folder / "float-int8").exists()

@@ -161,7 +161,7 @@ def test_sums_over_batches() -> None:
     got = want + np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 2.0]], np.float32)
     labels = np.array([1, 0, 0])
     for part in (slice(0, 2), slice(2, 3)):
-        tally.add(want[part], got[part], labels[part])
+        tally.add(want[part], got[part], labels[part], len(labels[part]))
     change = tally.change()
     assert (change.n, change.agreement, change.top1_before, change.top1_after) == (3, 2 / 3, 2 / 3, 1 / 3)
     assert change.sqnr_db == pytest.approx(10 * np.log10(51 / 4))
@@ -169,7 +169,7 @@ def test_sums_over_batches() -> None:
 
 def test_outputs_that_are_no_classes() -> None:
     tally = Tally("mask")
-    tally.add(np.ones((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32), None)
+    tally.add(np.ones((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32), None, 2)
     change = tally.change()
     assert (change.sqnr_db, change.agreement, change.top1_before, change.top1_after) == (None, None, None, None)
 
@@ -177,8 +177,9 @@ def test_outputs_that_are_no_classes() -> None:
 @pytest.mark.parametrize(
     ("want", "got", "labels", "kind", "said"),
     [
-        (np.ones((2, 3)), np.full((2, 3), np.nan), None, ModelError, "not finite"),
-        (np.ones((2, 3)), np.ones((2, 4)), None, ModelError, r"is \(2, 4\) in int8 and \(2, 3\) in float"),
+        (np.ones((2, 3)), np.full((2, 3), np.nan), None, ModelError, "logits of the int8 model is NaN or infinite"),
+        (np.full((2, 3), np.inf), np.ones((2, 3)), None, ModelError, "logits of the float model is NaN or infinite"),
+        (np.ones((2, 3)), np.ones((2, 4)), None, ModelError, r"has shape \(2, 4\) in int8; expected .* \(2, 3\)"),
         (np.ones((2, 3)), np.ones((2, 3)), np.array([0, 3]), DataError, "labels are from 0 to 3"),
         (np.ones((2, 3)), np.ones((2, 3)), np.array([-1, 0]), DataError, "labels are from -1 to 0"),
         (np.ones((2, 3, 2)), np.ones((2, 3, 2)), np.array([0, 1]), DataError, r"an output of shape \(2, 3, 2\)"),
@@ -186,5 +187,19 @@ def test_outputs_that_are_no_classes() -> None:
 )
 def test_answers_that_cannot_be_compared(want, got, labels, kind, said) -> None:
     with pytest.raises(kind, match=said) as caught:
-        Tally("logits").add(want, got, labels)
+        Tally("logits").add(want, got, labels, 2)
     assert caught.value.exit_code == 5
+    assert kind is DataError or caught.value.where == "calibration samples 0 to 1"
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 3), (1, 3), (4, 3)])
+def test_outputs_without_a_row_for_each_sample(shape: tuple[int, ...]) -> None:
+    """A loss, a mean over the batch, a list of boxes: they have no classes, and n is still that of the samples."""
+    tally = Tally("loss")
+    for _ in range(2):
+        tally.add(np.full(shape, 2.0, np.float32), np.full(shape, 1.0, np.float32), None, 2)
+    change = tally.change()
+    assert (change.n, change.agreement) == (4, None)
+    assert change.sqnr_db == (None if 0 in shape else pytest.approx(10 * np.log10(4)))
+    with pytest.raises(DataError, match="expected classes from 0 and an output of"):
+        tally.add(np.ones(shape, np.float32), np.ones(shape, np.float32), np.array([0, 1]), 2)

@@ -57,6 +57,21 @@ def runtime_config_class(trt: Any, gpu: str) -> type:
     return RuntimeConfig
 
 
+def _document(plan: bytes) -> dict[str, Any]:
+    return json.loads(plan.removeprefix(MAGIC))
+
+
+def _refusal(trt: Any, plan: bytes) -> str:
+    """Why this version makes no engine of a plan; empty where it does."""
+    if not plan.startswith(MAGIC):
+        return "Serialization assertion plan->header.magicTag failed"
+    document = _document(plan)
+    packed = "VERSION_COMPATIBLE" in document["flags"] and "EXCLUDE_LEAN_RUNTIME" not in document["flags"]
+    if document["version"] != trt.__version__ and not packed:  # else it takes load_runtime, which nobody calls
+        return "The engine plan file is not compatible with this version"
+    return ""
+
+
 def runtime_class(trt: Any, major: int, late: bool) -> type:
     class Inspector(Sealed):
         def __init__(self, document: dict[str, Any]) -> None:
@@ -104,12 +119,11 @@ def runtime_class(trt: Any, major: int, late: bool) -> type:
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
             assert not self.engine_host_code_allowed
-            document = json.loads(serialized_engine.removeprefix(MAGIC))
-            packed = "VERSION_COMPATIBLE" in document["flags"] and "EXCLUDE_LEAN_RUNTIME" not in document["flags"]
-            if document["version"] != trt.__version__ and not packed:  # else it takes load_runtime, which nobody calls
-                self._logger.log(trt.Severity.ERROR, "The engine plan file is not compatible with this version")
+            reason = _refusal(trt, serialized_engine)
+            if reason:
+                self._logger.log(trt.Severity.ERROR, reason)
                 return None
-            return Engine(document)
+            return Engine(_document(serialized_engine))
 
     trt.ICudaEngine, trt.EngineInspector, trt.IExecutionContext = Engine, Inspector, Context
     if late:

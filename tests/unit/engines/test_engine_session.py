@@ -264,6 +264,32 @@ def test_the_backend_says_why_an_engine_is_invalid(tensorrt, pycuda, engine, loa
         load(plan)
 
 
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [("10.16.2", {}), ("11.4.1", {}), ("1.7.1", {"name": "tensorrt_rtx", "late": True})],
+    ids=["10", "11", "rtx"],
+)
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [(b"fake-plan:", b"else", "magicTag failed"), (b'"version": "1', b'"version": "9', "not compatible with this")],
+    ids=["garbage", "another version"],
+)
+def test_a_plan_that_the_backend_does_not_load(tensorrt, pycuda, engine, load, version, options, old, new, said):
+    """Its bytes are those that the sidecar tells of; the backend returns no engine for them."""
+    tensorrt(version, **options)
+    pycuda()
+    path = engine(backend=options.get("name", "tensorrt"))
+    plan = path.read_bytes().replace(old, new)
+    sidecar = read_sidecar(sidecar_path(path))
+    changed = {"plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": len(plan)}
+    path.write_bytes(plan)
+    write_sidecar(sidecar.model_copy(update=changed), sidecar_path(path))
+    with pytest.raises(UnavailableError, match=rf"The engine does not start: .*{said}") as caught:
+        load(path)
+    assert caught.value.exit_code == 7
+    assert "build the engine again" in caught.value.hint
+
+
 def test_tensors_that_the_sidecar_does_not_know(tensorrt, pycuda, engine, load):
     tensorrt("10.16.2")
     pycuda()

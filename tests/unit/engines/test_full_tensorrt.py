@@ -163,6 +163,24 @@ def test_garbage_never_reaches_the_parser(trt, ask):
     assert trt.calls == []
 
 
+@pytest.mark.parametrize(("part", "found"), [("node", "0 layers and 1 outputs"), ("output", "layers and 0 outputs")])
+def test_a_parser_that_accepts_and_finds_nothing(trt, ask, net, tmp_path, monkeypatch, part, found):
+    parse = trt.OnnxParser.parse
+
+    def parse_nothing(self, data):
+        accepted = parse(self, data)
+        self._network().model.graph.ClearField(part)
+        return accepted
+
+    monkeypatch.setattr(trt.OnnxParser, "parse", parse_nothing)
+    with pytest.raises(ModelError, match=rf"The parser found .*{found} in the model; expected at least one") as caught:
+        ask(net())
+    assert caught.value.exit_code == 5
+    assert "compress lint" in caught.value.hint
+    assert trt.calls == ["builder", "network", "parse"]
+    assert not (tmp_path / "plan").exists()
+
+
 # --- the stand-ins themselves: what was removed is gone, and order is enforced
 
 

@@ -20,15 +20,13 @@ ACTIVATIONS = ["image", "/layer1/relu:0", "a: b"]
 
 
 def test_by_hand():
-    text = calibration_cache(TABLE, ["image", "/layer1/relu:0"])
+    text = calibration_cache(TABLE, ["image", "/layer1/relu:0"], "10.3.0")
     # 1 / 127 is 0x3c010204, 0.5 is 0x3f000000
     assert text == "TRT-100300-EntropyCalibration2\n/layer1/relu:0: 3f000000\nimage: 3c010204\n"
 
 
 def test_it_reads_back():
-    cache = read_calibration_cache(
-        calibration_cache(TABLE, ACTIVATIONS, calibrator="MinMaxCalibration", version=(10, 14, 1))
-    )
+    cache = read_calibration_cache(calibration_cache(TABLE, ACTIVATIONS, "10.14.1", calibrator="MinMaxCalibration"))
     assert (cache.version, cache.calibrator) == ((10, 14, 1), "MinMaxCalibration")
     assert cache.scales == {name: np.float32(np.array(TABLE[name].scale)) for name in ACTIVATIONS}
 
@@ -43,10 +41,16 @@ def test_what_tensorrt_has_written_is_read():
 
 
 def test_the_version_is_that_of_a_tensorrt_with_calibrators():
-    assert calibration_cache(TABLE, [], version=(8, 6, 1)) == "TRT-8601-EntropyCalibration2\n"
-    with pytest.raises(UsageError, match=r"for TensorRT 7 to 10, not 11\.0\.0") as caught:
-        calibration_cache(TABLE, [], version=(11, 0, 0))
-    assert caught.value.exit_code == 2
+    assert calibration_cache(TABLE, [], "8.6.1") == "TRT-8601-EntropyCalibration2\n"
+    for version, said in (
+        ("11.0.0", r"for TensorRT 7 to 10, not 11\.0\.0"),
+        ("6.0.1", r"not 6\.0\.1"),
+        ("10.3", "such as"),
+        ("ten", "such as"),
+    ):
+        with pytest.raises(UsageError, match=said) as caught:
+            calibration_cache(TABLE, [], version)
+        assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_the_version_is_that_of_a_tensorrt_with_calibrators():
 def test_what_cannot_be_written(name, words):
     table = {**TABLE, "a\nb": Scale(1.0, "qat")}
     with pytest.raises(ModelError, match=words) as caught:
-        calibration_cache(table, [name])
+        calibration_cache(table, [name], "10.3.0")
     assert caught.value.exit_code == 5
 
 
