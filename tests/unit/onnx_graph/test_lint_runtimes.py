@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from onnxruntime.quantization import QuantFormat, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from compress.engines.availability import check_library
 from compress.engines.rtx_program import operand_types
@@ -93,9 +95,7 @@ def test_a_dq_is_moved_behind_some_operators_in_tensorrt(build, tmp_path):
         text += re.sub(r"\b([xywkmoe]|wd|logits)\b", rf"\1_{operator}", moved + layer + OUT + " ")
         outputs.append(f"float[rows_{operator}, columns_{operator}] logits_{operator}")
         # equal products would be computed once
-        weights |= {
-            f"{name}_{operator}": np.roll(SIGNED[name].ravel(), number).reshape(SIGNED[name].shape) for name in "wk"
-        }
+        weights |= {f"{name}_{operator}": np.roll(SIGNED[name], number) for name in "wk"}
     model = build(text, outputs=", ".join(outputs), **SIGNED, **weights)
     engine = in_integers(model, tmp_path)
     assert {operator for operator in BETWEEN if f"m_{operator}" in engine} == TENSORRT_MOVES
@@ -117,18 +117,18 @@ def test_a_transposed_weight_is_no_operand_of_attention(build):
     assert "float-attention" not in rules(lint(model))
 
 
-WRONG = {
-    "columns": f"wd = DequantizeLinear <axis = 1> (w, rising, zeros) {MATMUL.partition(') ')[2]}",
-    "rows": f"wd = DequantizeLinear <axis = 0> (w, rising, zeros) {MATMUL.partition(') ')[2]}",
-    "blocks": f"wd = DequantizeLinear <axis = 0, block_size = 4> (w, halves) {MATMUL.partition(') ')[2]}",
+SCALES = {
+    "columns": "<axis = 1> (w, rising, zeros)",
+    "rows": "<axis = 0> (w, rising, zeros)",
+    "blocks": "<axis = 0, block_size = 4> (w, halves)",
 }
 
 
 def with_scales(build, kind, arrays):
     extra = {"rising": np.linspace(0.001, 0.05, 8, dtype=np.float32), "zeros": np.zeros(8, np.int8)}
-    extra["halves"] = np.repeat(np.float32([[0.001], [0.05]]), 8, axis=1)
-    text = PAIR + "x = Identity (d) " + WRONG[kind] + OUT
-    return build(text, outputs="float[rows, columns] logits", opset=21, **arrays, **extra)
+    extra["halves"] = np.repeat(np.array([[0.001], [0.05]], np.float32), 8, axis=1)
+    layer = f"x = Identity (d) wd = DequantizeLinear {SCALES[kind]} m = MatMul (x, wd) "
+    return build(PAIR + layer + OUT, outputs="float[rows, columns] logits", opset=21, **arrays, **extra)
 
 
 def test_scales_of_columns_are_sound(build, infer, images):
@@ -164,20 +164,14 @@ def test_tensorrt_runs_scales_of_rows_in_float(build, tmp_path, kind):
     assert ("weight-scales" in rules(lint(model))) == (not int8)
 
 
-def test_a_quantizer_that_only_logs_an_error_is_found_out(mlp, caplog):
-    sound = onnx.ModelProto()
-    sound.CopyFrom(mlp)
-    for node in sound.graph.node:  # this quantizer takes MatMul alone
-        if node.op_type == "Gemm":
-            node.op_type = "MatMul"
-            del node.attribute[:], node.input[2:]
-    for tensor in sound.graph.initializer:
-        if tensor.name in ("w0", "w1"):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).T, tensor.name))
-    quantizer = MatMulNBitsQuantizer(sound, bits=8, block_size=32, is_symmetric=True, quant_format=QuantFormat.QDQ)
+def test_a_quantizer_that_only_logs_an_error_is_found_out(build, caplog):
+    weights = {name: np.ones((8, 8), np.float32) for name in ("w0", "w1")}
+    body = "m = MatMul (image, w0) r = Relu (m) logits = MatMul (r, w1)"
+    model = build(body, outputs="float[batch, 1, 8, 8] logits", **weights)
+    quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=32, is_symmetric=True, quant_format=QuantFormat.QDQ)
     quantizer.process()
     assert "only supports QOperator format for 8 bits" in caplog.text
-    left = quantizer.model.model
+    left = cast("ONNXModel", quantizer.model).model
     for target in ("tensorrt", "onnxruntime"):
         (finding,) = lint(left, target)
         assert (finding.rule, finding.severity, finding.node) == ("not-quantized", "warning", "")
