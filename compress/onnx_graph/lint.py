@@ -13,8 +13,10 @@ from compress.onnx_graph.loading import check_model
 __all__ = ["LAYERS", "RULES", "Finding", "Rule", "Severity", "Target", "lint", "lint_foreign", "raise_on_errors"]
 
 _PLACE = "Quantize with `compress quantize`, or the `calibrate` step of a recipe, which place Q/DQ in pairs."
+_FLOAT = "Nothing, where float is wanted; if a quantizer wrote this file, read its log, or use `compress quantize`."
 _SYMMETRIC = "Calibrate symmetrically: int8, zero point 0."
 _INT8 = "Quantize the float model to int8 with `compress quantize`."
+_CHANNELS = "Give each output channel one scale, or the whole weight one; `compress quantize` does."
 _STANDARD = "Replace the layers behind them by standard ones, then export again."
 _PLAIN = "Rewrite data-dependent branches of the model as tensor expressions, then export again."
 _UNSIGNED = "Run the unsigned file (model.ort.onnx)."
@@ -39,6 +41,7 @@ RULES: tuple[Rule, ...] = (
     Rule("int32-bias", "error", TENSORRT, lint_pairs.int32_biases, "Keep biases float."),
     Rule("quantized-bias", "error", TENSORRT, lint_pairs.quantized_biases, "Keep biases float."),
     Rule("per-channel-activation", "error", BOTH, lint_pairs.per_channel_activations, "Give the activation one scale."),
+    Rule("weight-scales", "error", BOTH, lint_layers.misplaced_weight_scales, _CHANNELS),
     Rule("int8-conv-transpose", "error", TENSORRT, lint_layers.transposed_convs, "Leave ConvTranspose in float."),
     Rule("missing-dq", "error", TENSORRT, lint_pairs.missing_dequantizers, _PLACE),
     Rule("bad-scale", "error", BOTH, lint_pairs.bad_scales, "Calibrate again, on real samples."),
@@ -63,7 +66,9 @@ RULES: tuple[Rule, ...] = (
     Rule("signed-activation", "warning", ONNXRUNTIME, lint_pairs.signed_activations, _UNSIGNED),
     Rule("saturating-weight", "warning", ONNXRUNTIME, lint_pairs.saturating_weights, _INT8),
     Rule("hard-swish", "warning", ONNXRUNTIME, lint_layers.hard_swish, "Prefer ReLU or ReLU6 in models for CPUs."),
-    Rule("float-layer", "warning", BOTH, lint_layers.float_layers, _PLACE),
+    Rule("not-quantized", "warning", BOTH, lint_layers.unquantized, _FLOAT),
+    Rule("float-layer", "warning", TENSORRT, lint_layers.float_layers, _PLACE),
+    Rule("float-layer", "warning", ONNXRUNTIME, lint_layers.runtime_float_layers, _PLACE),
     Rule("float-attention", "warning", BOTH, lint_layers.float_attention, _ATTENTION),
     Rule("half-quantized-add", "warning", BOTH, lint_layers.half_quantized_adds, "Quantize both inputs of the Add."),
     Rule("float-pool", "warning", BOTH, lint_layers.float_pools, _PLACE),

@@ -209,7 +209,8 @@ def bad_weights(model: onnx.ModelProto, index: GraphIndex) -> Iterator[Problem]:
 def leaked_paths(model: onnx.ModelProto, index: GraphIndex) -> Iterator[Problem]:
     """Paths of somebody's machine in documentation and metadata; they also make equal models differ in their bytes."""
     graph = model.graph
-    parts = [model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info]
+    values = [*graph.initializer, *graph.input, *graph.output, *graph.value_info]
+    parts = [model, graph, *model.functions, *_every_node(model), *values]
     found = [match[0] for part in parts for text in _texts(part) if (match := _LEAKED_PATH.search(text))]
     if found:
         yield Problem("", f"{len(found)} texts in the metadata hold paths of a machine, e.g. {found[0][:80]}.")

@@ -123,6 +123,12 @@ def per_channel_activations(model: onnx.ModelProto, index: GraphIndex) -> Iterat
             yield Problem(node.name, f"the activation has {step.size} scales, expected one: it would run in float.")
 
 
+def stored_weight(node: onnx.NodeProto, index: GraphIndex) -> TensorProto | None:
+    """The weight that a DQ works on: stored codes, or a float weight in front of a Q; None for an activation."""
+    source = index.producer(node.input[0], QUANTIZE)
+    return index.constants.get(node.input[0] if source is None else source.input[0])
+
+
 def shaped_scales(model: onnx.ModelProto, index: GraphIndex) -> Iterator[Problem]:
     """Activation scales of shape [1]."""
     for node in quantizers(index):
@@ -201,7 +207,9 @@ def transposed_weights(model: onnx.ModelProto, index: GraphIndex) -> Iterator[Pr
     """Stored codes that are transposed behind their DQ."""
     for node in index.graph.node:
         if node.op_type == "Transpose" and dequantized_constant(node.input[0], index) is not None:
-            yield Problem(node.name, "an int8 weight is transposed behind its DQ: its reader gets no integer kernel.")
+            yield Problem(
+                node.name, "an int8 weight is transposed behind its DQ: its reader may get no integer kernel."
+            )
 
 
 def saturating_weights(model: onnx.ModelProto, index: GraphIndex) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ import pytest
 
 import compress
 
-RECIPES = ("bring_your_own", "digits", "fashion_mnist", "ptq", "teacher_assistant")
+RECIPES = ("bring_your_own", "digits", "fashion_mnist", "ptq", "teacher_assistant", "vit")
 TOP = {
     ".ci", ".dockerignore", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "artifacts", "benchmarks",
     "compress", "constraints.txt", "docker", "docs", "examples", "pipelines", "pyproject.toml", "tests",

@@ -23,6 +23,7 @@ EPOCHS = {
         "qat.epochs=1",
         "control.epochs=1",
     ],
+    "vit.yaml": ["teacher.epochs=1", "student.epochs=2", "qat.epochs=1", "control.epochs=1"],
     "bring_your_own.yaml": ["student.epochs=2", "qat.epochs=1", "control.epochs=1"],
 }
 QUICK_LATENCY = "{blocks: 6, slot_iterations: 2, slot_ms: 2, warmup_ms: 1, processes: 2}"

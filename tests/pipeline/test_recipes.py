@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = ("bring_your_own.yaml", "digits.yaml", "fashion_mnist.yaml", "ptq.yaml", "teacher_assistant.yaml")
+RECIPES = (
+    "bring_your_own.yaml",
+    "digits.yaml",
+    "fashion_mnist.yaml",
+    "ptq.yaml",
+    "teacher_assistant.yaml",
+    "vit.yaml",
+)
 
 
 def test_no_recipe_is_left_out(root):

@@ -74,6 +74,18 @@ def test_warnings_do_not_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (finding["rule"], finding["node"]) == ("signed-activation", "q")
 
 
+def test_a_float_file_is_said_to_be_float(cli: Cli, tmp_path: Path) -> None:
+    net = '<ir_version: 10, opset_import: ["": 20]> net (float[n, 8] x, float[m, 8] w) => (float[n, m] y)'
+    onnx.save(onnx.parser.parse_model(f"{net} {{ y = Gemm <transB = 1> (x, w) }}"), tmp_path / "a.onnx")
+    for target in ("tensorrt", "onnxruntime"):
+        done = cli("lint", "a.onnx", "--target", target, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        head, rule, finding = done.stdout.splitlines()
+        assert head == f"a.onnx for {target}, opset 20: 1 warning"
+        assert rule.startswith("warning not-quantized: Nothing, where float is wanted; ")
+        assert finding == "  graph: nothing is quantized: all layers (1 Gemm) run in float."
+
+
 @pytest.mark.parametrize("opset", [7, 13, 16, 25])
 def test_any_opset(tmp_path: Path, capsys: pytest.CaptureFixture[str], opset: int) -> None:
     text = NET.replace('"": 20', f'"": {opset}')

@@ -45,20 +45,20 @@ def branch(name, source):
 @pytest.mark.parametrize("number", [6, 27])
 def test_opsets_outside_what_parsers_take(residual, number):
     residual.opset_import[0].version = number
-    (finding,) = lint(residual)
+    (finding, _) = lint(residual)  # and that it is float
     assert (finding.rule, finding.severity) == ("opset", "error")
     assert f"opset is {number}, expected 7 to 26" in finding.message
 
 
 def test_old_opsets_are_rare_for_tensorrt(residual):
     residual.opset_import[0].version = 13
-    assert rules(lint(residual)) == {"rare-opset"}
-    assert lint(residual, "onnxruntime") == []
+    assert rules(lint(residual)) == {"rare-opset", "not-quantized"}
+    assert rules(lint(residual, "onnxruntime")) == {"not-quantized"}
 
 
 def test_a_static_batch(residual):
     residual.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
-    assert [f.rule for f in raise_on_errors(residual, static_batch=True)] == ["static-batch"]
+    assert [f.rule for f in raise_on_errors(residual, static_batch=True)] == ["static-batch", "not-quantized"]
     with pytest.raises(ModelError, match=r"static-batch at graph: the batch axis of input image is 8") as caught:
         raise_on_errors(residual)
     assert caught.value.exit_code == 5
@@ -95,6 +95,40 @@ def test_operators_of_onnxruntime_are_custom_for_tensorrt_alone(build):
     assert rules(lint(operator(build, "acme", "Fast"), "onnxruntime")) == {"custom-operator"}
 
 
+def test_layers_that_onnxruntime_has_fused_are_layers(build):
+    (finding,) = lint(operator(build, "com.microsoft", "FusedConv"), "onnxruntime")
+    assert finding.message == "nothing is quantized: all layers (1 Conv) run in float."
+
+
+@pytest.mark.parametrize("name", ["QGemm", "MatMulNBits"])
+def test_integer_operators_of_onnxruntime_count_as_quantized(build, name):
+    model = build(f"c = Conv {SAME} (image, w) logits = Relu (c)", outputs=SHAPE, w=np.ones((1, 1, 3, 3), np.float32))
+    assert rules(lint(model, "onnxruntime")) == {"not-quantized"}
+    model.graph.node[1].domain, model.graph.node[1].op_type = "com.microsoft", name
+    (finding,) = lint(model, "onnxruntime")
+    assert (finding.rule, finding.node) == ("float-layer", "c")
+
+
+@pytest.mark.parametrize("name", ["Attention", "MultiHeadAttention"])
+def test_attention_that_onnxruntime_has_fused_is_float(build, name):
+    model = build(PAIR + "logits = Relu (d)", outputs=SHAPE, **UINT8)
+    model.graph.node[2].domain, model.graph.node[2].op_type = "com.microsoft", name
+    assert rules(lint(model, "onnxruntime")) == {"float-attention"}
+
+
+def test_weight_scales_are_held_against_the_layer_that_reads_them(build):
+    arrays = {**INT8, "w": np.ones((8, 8), np.int8), "ws": np.full(8, 0.1, np.float32), "wz": np.zeros(8, np.int8)}
+    for axis, trans, sound in ((0, 1, True), (1, 1, False), (-2, 1, True), (-1, 0, True), (0, 0, False)):
+        body = PAIR + f"f = Reshape (d, shape) wd = DequantizeLinear <axis = {axis}> (w, ws, wz) "
+        body += f"logits = Gemm <transB = {trans}> (f, wd)"
+        model = build(body, outputs="float[rows, 8] logits", **arrays, shape=np.array([-1, 8]))
+        assert (rules(lint(model)) == set()) == sound, (axis, trans)
+        assert rules(lint(model)) <= {"weight-scales"}
+    kernel = {**arrays, "w": np.ones((8, 1, 3, 3), np.int8)}
+    body = PAIR + f"wd = DequantizeLinear <axis = 0> (w, ws, wz) logits = Conv {SAME} (d, wd)"
+    assert lint(build(body, outputs="float[batch, 8, 8, 8] logits", **kernel)) == []
+
+
 def test_an_operator_of_another_domain_is_not_its_namesake(build):
     assert rules(lint(operator(build, "acme", "QuantizeLinear"))) == {"custom-operator"}
 
@@ -104,6 +138,12 @@ def test_quantizers_within_functions_are_seen():
     body += "q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z)"
     found = lint(function(body))
     assert rules(found) == {"local-function", "nonzero-zero-point"}
+
+
+def test_paths_within_functions_are_seen():
+    model = function("y = Relu (x)")
+    model.functions[0].node[0].metadata_props.add(key="stack_trace", value='File "/home/me/net.py", line 3')
+    assert rules(lint(model)) == {"local-function", "leaked-path"}
 
 
 def test_masks_may_be_infinite(build):
@@ -167,7 +207,7 @@ def test_what_we_write_is_clean(residual, depthwise, mlp, images):
         result = quantize_onnx(model, [images], QuantizeSettings(method="minmax"))
         assert lint(result.signed, "tensorrt") == []
         assert lint(result.unsigned, "onnxruntime") == []
-        assert lint(model, "tensorrt") == []  # a float graph may be float
+        assert rules(raise_on_errors(model)) == {"not-quantized"}  # a float graph may be float, and is told apart
         assert {"unsigned-codes"} <= rules(lint(result.unsigned, "tensorrt"))
         assert rules(lint(result.signed, "onnxruntime")) <= {"signed-activation", "saturating-weight"}
 

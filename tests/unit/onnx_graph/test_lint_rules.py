@@ -30,6 +30,12 @@ BIAS = PAIR + f"b = DequantizeLinear (bq, bs, bz) logits = Conv {SAME} (d, w, b)
 FLOAT_BIAS = PAIR + f"logits = Conv {SAME} (d, w, b)"
 INT32_BIAS: dict[str, Any] = {"bq": np.array([3], np.int32), "bs": np.float32(0.1), "bz": np.int32(0)}
 INT8_BIAS: dict[str, Any] = {"bq": np.array([3], np.int8), "bs": np.float32(0.1), "bz": np.int8(0)}
+ROWS = "(w, ws, wz) logits = MatMul (d, wd)"
+MATRIX: dict[str, Any] = {
+    "w": np.full((8, 8), 60, np.int8),
+    "ws": np.full(8, 0.1, np.float32),
+    "wz": np.zeros(8, np.int8),
+}
 ONE = np.ones(1, np.float32)
 NORM: dict[str, Any] = {"g": ONE, "h": ONE, "m": ONE, "v": ONE}
 BOUNDS: dict[str, Any] = {"low": np.float32(0), "high": np.float32(6)}
@@ -249,6 +255,15 @@ CASES: dict[str, Case] = {
     "hard-swish": Case(
         text(PAIR + "logits = HardSwish (d)", **UINT8), text("logits = HardSwish (image)"), "onnxruntime", "warning"
     ),
+    "not-quantized": Case(
+        text(f"logits = Conv {SAME} (image, w)", w=KERNEL),
+        text(PAIR + WEIGHT + f"logits = Conv {SAME} (d, wd)", **INT8, **CODES),
+        severity="warning",
+    ),
+    "weight-scales": Case(
+        text(PAIR + f"wd = DequantizeLinear <axis = 0> {ROWS}", **INT8, **MATRIX),
+        text(PAIR + f"wd = DequantizeLinear <axis = 1> {ROWS}", **INT8, **MATRIX),
+    ),
     "float-layer": Case(
         text(PAIR + f"logits = Conv {SAME} (d, w)", **INT8, w=KERNEL),
         text(PAIR + WEIGHT + f"logits = Conv {SAME} (d, wd)", **INT8, **CODES),
@@ -274,7 +289,7 @@ CASES: dict[str, Case] = {
     ),
 }  # fmt: skip
 OF_THE_FILE = {"sparse-weight", "non-finite-weight", "opset", "rare-opset", "local-function",
-               "static-batch", "leaked-path"}  # fmt: skip
+               "static-batch", "leaked-path", "not-quantized"}  # fmt: skip
 
 
 def rules(findings):
