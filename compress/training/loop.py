@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -173,7 +173,10 @@ class _Run:
         if isinstance(module, FakeQuantNetwork):
             count = math.ceil(RANGE_IMAGES / self.batch_size)
             calibrate_ranges(module, islice(self._images(), count))
-        self.forward, self.optimizer = self.fabric.setup(module, _optimizer(module, settings))
+        learned = [*module.parameters()]
+        if isinstance(objective, nn.Module):  # e.g. adapters of features: trained along, never part of the network
+            learned += objective.to(settings.device).parameters()
+        self.forward, self.optimizer = self.fabric.setup(module, _optimizer(module, learned, settings))
 
     def _images(self) -> Iterator[Tensor]:
         for batch in batches(self.train, self.batch_size, seed=self.settings.seed, epoch=0, shuffle=True):
@@ -202,7 +205,7 @@ class _Run:
             if isinstance(self.module, FakeQuantNetwork):
                 left = 1 - self.step / total
                 self.module.freeze(ranges=left <= settings.freeze, batch_norm=left <= settings.freeze_batch_norm)
-            for name, value in self._take_step(self._moved(batch), epoch).items():
+            for name, value in self._take_step(self._moved(batch), epoch, self.step / total).items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
             bar.advance()
@@ -211,11 +214,11 @@ class _Run:
         bar.update(epoch=epoch, loss=loss)
         return {"epoch": epoch, "learning_rate": self.learning_rate, "loss": loss, "parts": means}
 
-    def _take_step(self, batch: Batch, epoch: int) -> dict[str, float]:
+    def _take_step(self, batch: Batch, epoch: int, done: float) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.zero_grad()
-        loss, parts = self.objective(self.forward(batch.images), batch)
+        loss, parts = self.objective(self.forward(batch.images), batch, done)
         value = loss.item()
         if not math.isfinite(value):
             step = self.step % self.steps_per_epoch + 1
@@ -225,8 +228,8 @@ class _Run:
         return {"loss": value} | {name: part.item() for name, part in parts.items()}
 
 
-def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _optimizer(module: nn.Module, learned: Sequence[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in learned if parameter.requires_grad]
     if not parameters:
         raise ModelError(f"{type(module).__name__} has no trainable weight")
     groups = [
