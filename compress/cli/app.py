@@ -298,7 +298,7 @@ def quantize_model(
     ] = None,
     method: Annotated[
         str, typer.Option(metavar="METHOD", help="minmax, moving_average, percentile, entropy or mse.")
-    ] = "entropy",
+    ] = "mse",
     percentile: Annotated[
         float | None, typer.Option(metavar="P", help="Of |x|, for --method percentile; default: 99.99.")
     ] = None,

@@ -43,7 +43,7 @@ def calibrate(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     batches: Iterable[Batch],
-    method: Method = "entropy",
+    method: Method = "mse",
     *,
     percentile: float = 99.99,
     value_range: Range | None = PIXELS,
@@ -56,8 +56,8 @@ def calibrate(
         batches: samples, (n, ...), float32, for an image input (n, channels, height, width) in [0, 1]; for a graph of
             several inputs, arrays by input name. Read once, a chunk at a time; the result does not depend on how many
             samples a batch has.
-        method: how a range becomes a scale, see `QuantizeSettings`. The batch of "moving_average" is a chunk: 32
-            samples, fewer where a sample has more than 32,768 values.
+        method: how a range becomes a scale, see `QuantizeSettings`. The batch of "moving_average" is a chunk: 16
+            samples, fewer where a sample has more than 65,536 values.
         percentile: of |x|, in %, for the method "percentile".
         value_range: what values float inputs may have; None accepts all finite ones.
 

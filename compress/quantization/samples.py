@@ -15,7 +15,7 @@ Batch = np.ndarray | Mapping[str, np.ndarray]  # an array where the graph has on
 Chunk = dict[str, np.ndarray]
 Range = tuple[float, float]
 
-CHUNK_SAMPLES = 32  # run at a time: memory does not depend on how many samples there are
+CHUNK_SAMPLES = 16  # run at a time: memory does not depend on how many samples there are
 CHUNK_VALUES = 1 << 20  # of a chunk's inputs at most, so that large images do not fill the memory
 _DTYPES = {
     "tensor(float)": "float32",
@@ -48,7 +48,7 @@ class InputSpec:
 def chunks(batches: Iterable[Batch], inputs: Sequence[InputSpec], value_range: Range | None) -> Iterator[Chunk]:
     """Check samples and cut them into chunks that do not depend on how the caller batched them.
 
-    A chunk has 32 samples, fewer where they are large, as many as the graph wants where its batch axis is fixed; the
+    A chunk has 16 samples, fewer where they are large, as many as the graph wants where its batch axis is fixed; the
     last one has what is left. Chunks are copies, so a caller may reuse its buffers.
 
     Args:

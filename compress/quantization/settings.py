@@ -35,7 +35,7 @@ class QuantizeSettings:
         UsageError: an unknown choice, or a percentile out of range.
     """
 
-    method: Method = "entropy"
+    method: Method = "mse"
     percentile: float = 99.99
     weights: WeightMethod = "max"
     granularity: Granularity = "per_channel"

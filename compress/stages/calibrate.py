@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from compress.artifacts.manifest import Metric, OnnxModel, Quantization, QuantizedOnnx
 from compress.log import progress
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
-from compress.quantization.scheme import QUANTIZER_VERSION
 from compress.quantization.settings import Granularity, Method, QuantizeSettings, WeightMethod
 from compress.stages.contract import network_input
 from compress.stages.precision import PrecisionConfig, decide, float_layers_of, measured, recorded
@@ -30,7 +29,7 @@ class CalibrateConfig(StageConfig):
 
     samples: int = Field(default=512, ge=1, description="calibration images, class-balanced, from the training split")
     method: Method = Field(
-        default="entropy",
+        default="mse",
         description="how the range of an activation is chosen: the largest |x| (minmax), a moving average of the"
         " largest |x| of each batch, a percentile of |x|, least information loss (entropy), least squared error (mse)",
     )
@@ -159,7 +158,7 @@ def _write(choice: "PrecisionChoice", cache_version: str, workspace: Workspace) 
 
 CALIBRATE = Stage(
     name="calibrate",
-    version=QUANTIZER_VERSION,
+    version=5,
     config=CalibrateConfig,
     inputs=CalibrateInputs,
     output=QuantizedOnnx,

@@ -248,7 +248,7 @@ def test_where_results_go() -> None:
     [
         (["--method", "kl"], 2, "Unknown calibration method 'kl'; expected one of minmax"),
         (["--weights", "kl"], 2, "Unknown method for weights 'kl'"),
-        (["--percentile", "99"], 2, "--percentile 99 belongs to --method percentile, not entropy"),
+        (["--percentile", "99"], 2, "--percentile 99 belongs to --method percentile, not mse"),
         (["--method", "percentile", "--percentile", "20"], 2, "The percentile is 20.0"),
         (["--data", "absent.npz"], 5, "the inputs cannot be read"),
     ],

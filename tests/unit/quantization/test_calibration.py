@@ -70,9 +70,9 @@ def test_no_method_exceeds_minmax(method):
         assert 0 < scale.scale <= wide.scales[name].scale  # pyright: ignore[reportOperatorIssue]
 
 
-def test_the_batch_of_the_moving_average_is_a_chunk_of_32_samples():
+def test_the_batch_of_the_moving_average_is_a_chunk_of_16_samples():
     data = images(96)
-    tops = [data[first : first + 32].max() for first in (0, 32, 64)]
+    tops = [data[first : first + 16].max() for first in range(0, 96, 16)]
     result = calibrate(small_net(), ["image"], [data], "moving_average")
     assert result.scales["image"].scale == pytest.approx(np.mean(tops) / 127)
 

@@ -11,7 +11,7 @@ from compress.quantization.settings import QuantizeSettings
 
 def test_defaults():
     settings = QuantizeSettings()
-    assert (settings.method, settings.weights, settings.granularity) == ("entropy", "max", "per_channel")
+    assert (settings.method, settings.weights, settings.granularity) == ("mse", "max", "per_channel")
     assert (settings.float_layers, settings.unsigned_weights) == ((), "shifted")
 
 

@@ -42,7 +42,7 @@ def key_document(tmp_path, make):
 @pytest.mark.parametrize(
     "override",
     [
-        "int8.method=mse",
+        "int8.method=entropy",
         "int8.weights=mse",
         "int8.granularity=per_tensor",
         "int8.samples=200",
@@ -67,7 +67,7 @@ def test_the_key_depends_on_the_weights_and_on_the_percentile(key_document):
         ({"weights": "min"}, "'max' or 'mse'"),
         ({"granularity": "per_row"}, "'per_channel' or 'per_tensor'"),
         ({"method": "percentile", "percentile": 50}, "greater than 50"),
-        ({"percentile": 99.0}, "`percentile` belongs to method percentile, not entropy"),
+        ({"percentile": 99.0}, "`percentile` belongs to method percentile, not mse"),
     ],
 )
 def test_what_is_unknown_is_refused(config, words):
