@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-HIDDEN = -1  # the label of a sample whose label may not be read
+from compress.data.split import HIDDEN
+
 EPSILON = 1e-8
 
 

@@ -15,11 +15,12 @@ from compress.stages.fitting import (
     LIBRARIES,
     check_fits,
     describe_network,
+    learning_data,
     load_teachers,
     settings_from_config,
     write_checkpoint,
 )
-from compress.stages.loss_config import FeatureConfig, MixtureConfig, mixture_of
+from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class DistillConfig(DistillationConfig, MixtureConfig):
 
     model: ModelConfig
     epochs: int = Field(ge=1, description="passes over the training split")
+
+    @property
+    def hard_weight(self) -> float:
+        """Largest weight of the loss that reads labels."""
+        hard = [largest(one.weight) for one in self.losses if one.loss == "hard"]
+        return max(hard, default=0.0) if self.losses else 1 - self.kd_weight
 
     @model_validator(mode="after")
     def _one_way(self) -> "DistillConfig":
@@ -72,14 +79,13 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     """Fit the student to the softened logits of the teachers, averaged, and to the labels."""
     import torch
 
-    from compress.data.datasets import load_dataset
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.training.checkpoint import load_checkpoint
     from compress.training.loop import fit
     from compress.training.teacher import TeacherLogits
 
-    data = load_dataset(workspace.data, workspace.base)
+    data = learning_data(config, workspace, taught=True)
     teachers = load_teachers(inputs.teacher, data, workspace)
     torch.manual_seed(workspace.seed)
     net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
@@ -144,7 +150,7 @@ DISTILL = Stage(
     output=Checkpoint,
     libraries=LIBRARIES,
     run=run,
-    splits=("train", "validation"),
+    splits=("train", "validation", "unlabelled"),
     seeded=True,
     resolve=resolve_training,
     sources=source_files,

@@ -114,12 +114,13 @@ class MixtureConfig(StageConfig):
 
     @model_validator(mode="after")
     def _some_weight(self) -> "MixtureConfig":
-        if self.losses and not any(_largest(one.weight) > 0 for one in self.losses):
+        if self.losses and not any(largest(one.weight) > 0 for one in self.losses):
             raise ValueError("the weights of all losses are zero: nothing would be learned")
         return self
 
 
-def _largest(number: "float | NotNegativeSchedule") -> float:
+def largest(number: "float | NotNegativeSchedule") -> float:
+    """The number, or the largest one of its schedule."""
     return max(number.start, number.end) if isinstance(number, NotNegativeSchedule) else number
 
 
