@@ -6,6 +6,7 @@ Importing this module, and `split_digests`, load no array library.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from compress.data import digits, fashion_mnist, imagefolder
@@ -39,7 +40,7 @@ def split_digests(config: DataConfig, base: Path, hash_file: Callable[[Path], st
         hash_file: SHA-256 of a file; a caller with a memo passes its own.
 
     Returns:
-        Digests, hexadecimal, of `train`, `validation` and `test`.
+        Digests, hexadecimal, of `train`, `validation` and `test`, and of `unlabelled` where there are such images.
 
     Raises:
         DataError: files are missing, unreadable, or plainly no dataset.
@@ -83,7 +84,7 @@ def load_dataset(config: DataConfig, base: Path) -> Dataset:
         share = max(len(classes), round(len(validation) * len(train) / len(whole.train)))
         validation = subset(validation, min(share, len(validation)), classes, "data.train_samples")
     test = subset(whole.test, config.test_samples, classes, "data.test_samples")
-    return Dataset(whole.name, classes, whole.image_shape, train, validation, test, whole.notes)
+    return replace(whole, train=train, validation=validation, test=test)
 
 
 def _unreadable(error: OSError) -> DataError:

@@ -1,5 +1,7 @@
 """Images by class folder: `train/<class>/*.png`, `test/<class>/*.jpg`, optionally `validation/`.
 
+Images whose class nobody knows may lie in `unlabelled/`, without class folders.
+
 Pixels are taken as stored: no rotation by EXIF tags, no colour management.
 """
 
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.data.config import DataConfig
-from compress.data.split import RULE_VERSION, Dataset, Split, document_digest
+from compress.data.split import HIDDEN, RULE_VERSION, Dataset, Split, document_digest
 from compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 VALIDATION_FRACTION = 0.1
+UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def list_folder(config: DataConfig, base: Path) -> Folder:
                 where=str(root / split),
             )
     files = {split: tuple(sorted(f for names in listed[split].values() for f in names)) for split in splits}
+    if (root / UNLABELLED).exists():
+        files[UNLABELLED] = _list_unlabelled(root)
     return Folder(root, classes, files)
 
 
@@ -80,19 +85,33 @@ def _list_split(root: Path, split: str) -> dict[str, list[str]]:
     return classes
 
 
+def _list_unlabelled(root: Path) -> tuple[str, ...]:
+    folder = root / UNLABELLED
+    _check_contained(folder, root)
+    names = tuple(sorted(_image_name(path, root, UNLABELLED) for path in _visible(folder)))
+    if not names:
+        raise DataError(
+            f"empty folder {UNLABELLED}: expected images, without class folders",
+            where=str(folder),
+            hint="add images, or remove the folder",
+        )
+    return names
+
+
 def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _image_name(path: Path, root: Path, split: str) -> str:
     _check_contained(path, root)
+    name = f"{split}/{path.name}" if split == UNLABELLED else f"{split}/{path.parent.name}/{path.name}"
     if not path.is_file() or path.suffix.lower() not in SUFFIXES:
         raise DataError(
-            f"not an image: {split}/{path.parent.name}/{path.name}, expected a file named {' or '.join(SUFFIXES)}",
+            f"not an image: {name}, expected a file named {' or '.join(SUFFIXES)}",
             where=str(path),
             hint="convert it to PNG, or move it elsewhere",
         )
-    return f"{split}/{path.parent.name}/{path.name}"
+    return name
 
 
 def _check_contained(path: Path, root: Path) -> None:
@@ -125,6 +144,8 @@ def digests(config: DataConfig, base: Path, hash_file: Callable[[Path], str]) ->
         validating = learning
     testing = {"files": hashes["test"], "test_samples": config.test_samples}
     shaping = {"train": learning, "validation": validating, "test": testing}
+    if UNLABELLED in hashes:
+        shaping[UNLABELLED] = {"files": hashes[UNLABELLED]}
     common = {"dataset": "imagefolder", "rule": RULE_VERSION, "size": config.size_hw}
     return {split: document_digest({**common, "split": split, **document}) for split, document in shaping.items()}
 
@@ -144,7 +165,7 @@ def refuse_shared(samples: dict[str, list[tuple[str, str]]]) -> None:
         DataError: names the first such pair.
     """
     seen: dict[str, tuple[str, str]] = {}
-    for split in ("test", "validation", "train"):
+    for split in ("test", "validation", "train", UNLABELLED):
         for digest, name in samples.get(split, ()):
             other, twin = seen.setdefault(digest, (split, name))
             if other != split:
@@ -178,12 +199,16 @@ def load(config: DataConfig, base: Path) -> Dataset:
     if validation is None:
         train, validation = split_off(train, round(fraction(config) * len(train)), folder.classes, "validation")
     _, channels, height, width = pixels.shape
-    return Dataset("imagefolder", folder.classes, (channels, height, width), train, validation, splits["test"])
+    shape, unlabelled = (channels, height, width), splits.get(UNLABELLED)
+    notes = (f"{len(unlabelled)} unlabelled images, for steps with a teacher",) if unlabelled else ()
+    return Dataset(
+        "imagefolder", folder.classes, shape, train, validation, splits["test"], notes=notes, unlabelled=unlabelled
+    )
 
 
 def _split(name: str, files: tuple[str, ...], pixels: NDArray[np.uint8], classes: tuple[str, ...]) -> Split:
     import numpy as np
 
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.array([label_of[file.split("/")[1]] for file in files], dtype=np.int64)
+    label_of = {one: label for label, one in enumerate(classes)}
+    labels = np.array([HIDDEN if name == UNLABELLED else label_of[f.split("/")[1]] for f in files], dtype=np.int64)
     return Split(name, pixels, labels, files)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from compress.data.split import Split
+from compress.data.split import HIDDEN, Split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,6 +70,7 @@ def batches(
     augment: Augmentation | None = None,
     shuffle: bool = False,
     drop_last: bool = False,
+    labelled: int = 0,
 ) -> Iterator[Batch]:
     """Yield a split once, in sample order or shuffled.
 
@@ -84,6 +85,7 @@ def batches(
         augment: changes to the images; None for none.
         shuffle: another order each epoch.
         drop_last: leave out a last batch with fewer samples.
+        labelled: so many samples with a label follow in every batch; they are drawn in turn, in an order of their own.
 
     Raises:
         ValueError: batch_size < 1, seed or epoch < 0, or shift_px < 0 or beyond the image.
@@ -96,8 +98,26 @@ def batches(
     order_stream, change_stream = (np.random.Generator(np.random.PCG64([seed, epoch, purpose])) for purpose in (0, 1))
     order = order_stream.permutation(len(split)) if shuffle else np.arange(len(split))
     count = batch_count(len(split), batch_size, drop_last=drop_last)
+    if labelled:
+        order = _with_labelled(order, split, batch_size, count, labelled, np.random.default_rng([seed, epoch, 4]))
+        batch_size += labelled
     changes = _Changes(change_stream, len(split), augment) if augment is not None and augment.active else None
     return _batches(split, order.astype(np.int64), batch_size, count, changes)
+
+
+def _with_labelled(
+    order: NDArray[np.int64], split: Split, batch_size: int, count: int, labelled: int, stream: np.random.Generator
+) -> NDArray[np.int64]:
+    """Put `labelled` indices of labelled samples behind every `batch_size` indices of an order."""
+    pool = np.flatnonzero(split.labels != HIDDEN)
+    rounds = -(-count * labelled // len(pool))
+    extra = np.concatenate([stream.permutation(pool) for _ in range(rounds)])
+    parts = [
+        part
+        for number in range(count)
+        for part in (order[number * batch_size :][:batch_size], extra[number * labelled :][:labelled])
+    ]
+    return np.concatenate(parts)
 
 
 def _batches(

@@ -142,8 +142,11 @@ def subset(split: Split, samples: int | None, classes: Sequence[str], option: st
     Raises:
         DataError: fewer than one per class, or more than there are.
     """
-    if samples is None:
-        return split
+    return split if samples is None else split.take(subset_indices(split, samples, classes, option))
+
+
+def subset_indices(split: Split, samples: int, classes: Sequence[str], option: str) -> NDArray[np.int64]:
+    """Return the indices, ascending, of the samples that `subset` keeps; raises what it raises."""
     if samples < len(classes):
         raise DataError(
             f"too few samples: {option} is {samples}, expected at least one for each of {len(classes)} classes",
@@ -154,7 +157,7 @@ def subset(split: Split, samples: int | None, classes: Sequence[str], option: st
             f"{option} is {samples}, but {split.name} has {len(split)} samples",
             hint=f"--set {option}={len(split)} or fewer, or leave it out to use all",
         )
-    return split.take(ranked(split, balanced_quota(_counts(split, classes), samples)))
+    return ranked(split, balanced_quota(_counts(split, classes), samples))
 
 
 def _counts(split: Split, classes: Sequence[str]) -> list[int]:

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RULE_VERSION = 1  # bump when the same files would be split or selected in another way
+HIDDEN = -1  # the label of a sample whose label may not be read
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images of one split.
+    """Images of one split, with their labels.
 
     Attributes:
         name: train, validation, test or calibration.
         images: (n, channels, height, width), uint8.
-        labels: (n,), int64, in [0, classes).
+        labels: (n,), int64, in [0, classes); HIDDEN where there is none, or none that may be read.
         ids: where each sample came from, e.g. `train/cat/07.png`.
     """
 
@@ -78,13 +79,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits, disjoint by content.
+    """Three splits and perhaps images without label, disjoint by content.
 
     Attributes:
         name: the dataset's name in the recipe.
         classes: class names in label order.
         image_shape: (channels, height, width).
         notes: sentences for people, e.g. how many duplicates were left out.
+        unlabelled: training images without label, or None.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Dataset:
     validation: Split
     test: Split
     notes: tuple[str, ...] = ()
+    unlabelled: Split | None = None
 
 
 def file_sha256(path: Path) -> str:

@@ -138,11 +138,12 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
+        self.softmax = nn.Softmax(3)  # a module, so that distillation can tap the attention weights
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, tokens, width) to the same shape."""
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
-        weights = torch.softmax(torch.matmul(query, key.transpose(2, 3)) * self.scale, 3)
+        weights = self.softmax(torch.matmul(query, key.transpose(2, 3)) * self.scale)
         return self.output(torch.matmul(weights, value).transpose(1, 2).flatten(2))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:

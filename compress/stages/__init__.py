@@ -54,10 +54,10 @@ def judge(gates: GatesConfig, report: Artifact) -> Sequence[GateVerdict]:
 
 
 def data_digests(data: DataConfig, base: Path, hash_file: Callable[[Path], str]) -> Mapping[str, str]:
-    """SHA-256 of each split; `hash_file` remembers the hashes of files that did not change."""
+    """SHA-256 of each split, `unlabelled` always among them; `hash_file` remembers hashes of unchanged files."""
     from compress.data.datasets import split_digests
 
-    return split_digests(data, base, hash_file)
+    return {"unlabelled": "none", **split_digests(data, base, hash_file)}
 
 
 CATALOGUE = Catalogue(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.artifacts.manifest import Checkpoint
 from compress.errors import ModelError
@@ -15,21 +15,45 @@ from compress.stages.fitting import (
     LIBRARIES,
     check_fits,
     describe_network,
+    learning_data,
     load_teachers,
     settings_from_config,
     write_checkpoint,
 )
+from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compress.data.datasets import Dataset
     from compress.training.checkpoint import CheckpointDescription
+    from compress.training.objectives import MixtureObjective
+    from compress.training.teacher import TeacherLogits
+
+EXAMPLES = 4  # images that tell which shapes features have
 
 
-class DistillConfig(DistillationConfig):
+class DistillConfig(DistillationConfig, MixtureConfig):
     """The student, and how much it listens to whom."""
 
     model: ModelConfig
     epochs: int = Field(ge=1, description="passes over the training split")
+
+    @property
+    def hard_weight(self) -> float:
+        """Largest weight of the loss that reads labels."""
+        hard = [largest(one.weight) for one in self.losses if one.loss == "hard"]
+        return max(hard, default=0.0) if self.losses else 1 - self.kd_weight
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "DistillConfig":
+        # not model_fields_set: a config that is read back has every field set
+        fields = DistillConfig.model_fields
+        changed = [name for name in ("temperature", "kd_weight") if getattr(self, name) != fields[name].default]
+        if self.losses and changed:
+            raise ValueError(f"`{changed[0]}` belongs to plain distillation; with `losses`, say it there")
+        return self
 
 
 @dataclass(frozen=True)
@@ -55,15 +79,13 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     """Fit the student to the softened logits of the teachers, averaged, and to the labels."""
     import torch
 
-    from compress.data.datasets import load_dataset
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.training.checkpoint import load_checkpoint
     from compress.training.loop import fit
-    from compress.training.objectives import distillation_objective
     from compress.training.teacher import TeacherLogits
 
-    data = load_dataset(workspace.data, workspace.base)
+    data = learning_data(config, workspace, taught=True)
     teachers = load_teachers(inputs.teacher, data, workspace)
     torch.manual_seed(workspace.seed)
     net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
@@ -84,11 +106,40 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
             )
         module.load_state_dict(initial.module.state_dict())
     settings = settings_from_config(config, workspace.seed)
-    teaching = TeacherLogits([one.module for one in teachers], settings, data.train)
-    objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-    fitted = fit(module, objective, data.train, data.validation, settings)
+    tapped = any(isinstance(one, FeatureConfig) for one in config.losses)
+    why = "losses compare what layers put out" if tapped else None
+    teaching = TeacherLogits([one.module for one in teachers], settings, data.train, live=why)
+    objective = _objective(config, teaching, module, data)
+    try:
+        fitted = fit(module, objective, data.train, data.validation, settings)
+    finally:
+        objective.mixture.close()
     workspace.notes.append(teaching.describe())
     return write_checkpoint(workspace, module, description, data, fitted)
+
+
+def _objective(
+    config: DistillConfig, teaching: "TeacherLogits", module: "nn.Module", data: "Dataset"
+) -> "MixtureObjective":
+    """What the student minimises; its taps are on."""
+    from compress.training.objectives import MixtureObjective, distillation_objective
+
+    if not config.losses:
+        return distillation_objective(
+            teaching, config.temperature, config.kd_weight, config.label_smoothing, config.combine
+        )
+    # names are those of the networks, inside of their normalisation
+    student, teachers = module.get_submodule("net"), [one.get_submodule("net") for one in teaching.modules]
+    mixture = mixture_of(config, config.label_smoothing, student, teachers)
+    if mixture.pairs:
+        mixture.tap(student, teachers[0], _example(data))
+    return MixtureObjective(mixture, teaching)
+
+
+def _example(data: "Dataset") -> "Tensor":
+    import torch
+
+    return torch.from_numpy(data.train.images[:EXAMPLES]).float() / 255
 
 
 DISTILL = Stage(
@@ -99,7 +150,7 @@ DISTILL = Stage(
     output=Checkpoint,
     libraries=LIBRARIES,
     run=run,
-    splits=("train", "validation"),
+    splits=("train", "validation", "unlabelled"),
     seeded=True,
     resolve=resolve_training,
     sources=source_files,

@@ -41,7 +41,36 @@ def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
         threads=config.threads,
         seed=seed,
         augmentation=Augmentation(flip=config.flip, shift_px=config.shift_px),
+        keep="best" if config.labels == "all" else "last",
     )
+
+
+def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool) -> "Dataset":
+    """The data as a step may see them: labels that it may not read are hidden before anything else happens.
+
+    Args:
+        config: says which labels may be read.
+        workspace: of the step.
+        taught: whether there are soft targets for images without label; otherwise the others are learned from alone,
+            repeated to as many steps an epoch.
+
+    Raises:
+        DataError: the data cannot be read, or have too few images for so many labels.
+    """
+    from dataclasses import replace
+
+    from compress.data.datasets import load_dataset
+    from compress.data.labels import hide_labels, labelled_alone
+    from compress.data.split import HIDDEN
+
+    whole = load_dataset(workspace.data, workspace.base)
+    data = hide_labels(whole, config.labels, f"steps.{workspace.step}.labels", unlabelled=taught)
+    labelled = int((data.train.labels != HIDDEN).sum())
+    if labelled < len(data.train):
+        workspace.notes.append(f"labels of {labelled} of {len(data.train)} training images were read")
+    if config.labels != "all":
+        workspace.notes.append("the last epoch is kept; validation labels gave its top-1, and chose nothing")
+    return data if taught else replace(data, train=labelled_alone(data.train))
 
 
 def describe_network(

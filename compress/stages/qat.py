@@ -5,10 +5,17 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from compress.artifacts.manifest import Checkpoint, Quantization
-from compress.errors import ModelError
+from compress.errors import ModelError, UsageError
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
-from compress.stages.fitting import LIBRARIES, check_fits, load_teachers, settings_from_config, write_checkpoint
+from compress.stages.fitting import (
+    LIBRARIES,
+    check_fits,
+    learning_data,
+    load_teachers,
+    settings_from_config,
+    write_checkpoint,
+)
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 
@@ -35,14 +42,18 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     """Insert fake-quant, fit, save the graph's weights with the scheme that rebuilds it."""
     import torch
 
-    from compress.data.datasets import load_dataset
     from compress.quantization.quantizer import prepare_qat, scheme_description
     from compress.training.checkpoint import load_checkpoint
     from compress.training.loop import fit
     from compress.training.objectives import distillation_objective, hard_objective
     from compress.training.teacher import TeacherLogits
 
-    data = load_dataset(workspace.data, workspace.base)
+    if config.labels == "none" and not inputs.teacher:
+        raise UsageError(
+            "labels is none and no teacher is named: there is nothing to learn from",
+            hint="name a step as `teacher:`, or give `labels` a number",
+        )
+    data = learning_data(config, workspace, taught=inputs.teacher is not None)
     student = load_checkpoint(inputs.student.path, workspace.base)
     check_fits(student.description, data, f"step {inputs.student.step!r}")
     if student.description.scheme:
@@ -74,7 +85,7 @@ QAT = Stage(
     output=Checkpoint,
     libraries=LIBRARIES,
     run=run,
-    splits=("train", "validation"),
+    splits=("train", "validation", "unlabelled"),
     seeded=True,
     resolve=resolve_training,
 )

@@ -9,7 +9,14 @@ from pydantic import Field, model_validator
 from compress.artifacts.manifest import Checkpoint
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import LIBRARIES, check_fits, describe_network, settings_from_config, write_checkpoint
+from compress.stages.fitting import (
+    LIBRARIES,
+    check_fits,
+    describe_network,
+    learning_data,
+    settings_from_config,
+    write_checkpoint,
+)
 from compress.stages.training_config import TrainingConfig, resolve_training
 
 
@@ -33,6 +40,8 @@ class TrainConfig(TrainingConfig):
     def _complete(self) -> "TrainConfig":
         if self.weights is None and self.epochs == 0:
             raise ValueError("expected epochs >= 1, or weights to bring")
+        if self.epochs and self.labels == "none":
+            raise ValueError("labels is none, and `train` learns from labels alone; expected a number, or `distill`")
         if (self.mean is None) != (self.std is None):
             raise ValueError("expected mean and std together")
         return self
@@ -55,14 +64,13 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
     """Build, load what is brought, fit, save."""
     import torch
 
-    from compress.data.datasets import load_dataset
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.models.pretrained import load_weights
     from compress.training.loop import fit
     from compress.training.objectives import hard_objective
 
-    data = load_dataset(workspace.data, workspace.base)
+    data = learning_data(config, workspace, taught=False)
     torch.manual_seed(workspace.seed)
     net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
     if config.weights:

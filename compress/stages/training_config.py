@@ -1,8 +1,8 @@
 """The knobs that `train`, `distill` and `qat` share, and how they become settings of the one loop."""
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.pipeline.machine import resolve_device, resolve_precision, resolve_threads
 from compress.pipeline.stage import StageConfig
@@ -19,6 +19,11 @@ class TrainingConfig(StageConfig):
     weight_decay: float = Field(default=5e-4, ge=0, description="per step, as the optimizer defines it")
     schedule: Literal["one_cycle", "cosine"] = Field(default="one_cycle", description="of the learning rate")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes")
+    labels: Annotated[int, Field(ge=1)] | Literal["all", "none"] = Field(
+        default="all",
+        description="how many training labels may be read, balanced over the classes; all others are hidden, and the"
+        " last epoch is kept, because choosing one would read labels too",
+    )
     flip: bool = Field(default=False, description="mirror half of the images left to right")
     shift_px: int = Field(default=0, ge=0, description="largest random shift, pixels, zeros moved in")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
@@ -33,6 +38,20 @@ class DistillationConfig(TrainingConfig):
 
     temperature: float = Field(default=4.0, gt=0, description="softening of both logits; no unit")
     kd_weight: float = Field(default=0.9, ge=0, le=1, description="share of the soft loss; the rest is the hard loss")
+
+    @property
+    def hard_weight(self) -> float:
+        """Largest weight of the loss that reads labels."""
+        return 1 - self.kd_weight
+
+    @model_validator(mode="after")
+    def _labels_for_the_hard_loss(self) -> Self:
+        if self.labels == "none" and self.hard_weight > 0:
+            raise ValueError(
+                f"labels is none, but the hard loss, which reads them, has the weight {self.hard_weight:.3g}; expected"
+                " kd_weight: 1, or `losses` without `hard`"
+            )
+        return self
 
 
 C = TypeVar("C", bound=TrainingConfig)

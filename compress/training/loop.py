@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.data.labels import labelled_per_batch
 from compress.data.loader import Augmentation, Batch, batch_count, batches
 from compress.data.split import Split
 from compress.errors import DataError, ModelError
@@ -43,6 +44,7 @@ class TrainSettings:
         threads: CPU threads, >= 1; another count gives other weights.
         seed: of order, augmentation and dropout; initial weights are the caller's.
         augmentation: random changes to training images, or None.
+        keep: the weights of the best epoch by validation, which reads its labels, or of the last epoch.
         freeze: share of the steps, counted from the end, in which fake-quant ranges stay fixed, in [0, 1].
         freeze_batch_norm: the same for the statistics of batch-norm in networks with fake-quant. Only where the
             learning rate is small: a network whose statistics no longer follow it can diverge (at 0.8 of a peak of
@@ -61,6 +63,7 @@ class TrainSettings:
     threads: int = 1
     seed: int = 0
     augmentation: Augmentation | None = None
+    keep: Literal["best", "last"] = "best"
     freeze: float = 0.5
     freeze_batch_norm: float = 0.2
 
@@ -70,7 +73,7 @@ class FitResult:
     """What training left.
 
     Attributes:
-        module: the network given, in evaluation mode, on the CPU, with the weights of the best epoch.
+        module: the network given, in evaluation mode, on the CPU, with the weights of the epoch that is kept.
         best_epoch: which that was, from 1.
         history: one record an epoch: epoch, learning_rate (of its last step), loss and parts (means over its steps,
             nats per sample), validation_top1 (fraction), validation_loss (nats per sample). The same bytes for the
@@ -93,9 +96,10 @@ def fit(
     *,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> FitResult:
-    """Train a network in place and leave it with the weights of its best epoch.
+    """Train a network in place and leave it with the weights of its best epoch, or of its last one (`keep`).
 
     The best epoch has the highest validation top-1; ties go to the lower validation loss, then to the later epoch.
+    Where some training images have no label that may be read, each batch gets some that have, see `labelled_per_batch`.
     A network with fake-quant first gets its ranges from unaugmented training images. The same inputs and thread count
     give the same bytes.
 
@@ -133,13 +137,16 @@ def fit(
                 seconds.append(time.perf_counter() - started)
                 history.append(record)
                 rank = (record["validation_top1"], -record["validation_loss"], epoch)
+                if settings.keep == "last":
+                    rank = (0.0, 0.0, epoch)
                 if rank > best:
                     best, weights = rank, {key: value.clone() for key, value in module.state_dict().items()}
                 if on_epoch is not None:
                     on_epoch(record)
         module.load_state_dict(weights)
         module.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    get_logger(__name__).info(f"best epoch {best[2]} of {settings.epochs}: validation top-1 {best[0]:.4f}")
+    kept = history[best[2] - 1]["validation_top1"]
+    get_logger(__name__).info(f"{settings.keep} epoch {best[2]} of {settings.epochs}: validation top-1 {kept:.4f}")
     return FitResult(module, best[2], history, seconds)
 
 
@@ -166,6 +173,7 @@ class _Run:
         self.module, self.objective, self.train, self.settings = module, objective, train, settings
         self.batch_size = min(settings.batch_size, len(train))
         self.steps_per_epoch = batch_count(len(train), self.batch_size, drop_last=True)
+        self.labelled = labelled_per_batch(train, self.batch_size)
         self.step = 0
         self.learning_rate = settings.learning_rate
         # Convolutions run faster on this layout; the caller gets contiguous weights back.
@@ -173,7 +181,10 @@ class _Run:
         if isinstance(module, FakeQuantNetwork):
             count = math.ceil(RANGE_IMAGES / self.batch_size)
             calibrate_ranges(module, islice(self._images(), count))
-        self.forward, self.optimizer = self.fabric.setup(module, _optimizer(module, settings))
+        learned = [*module.parameters()]
+        if isinstance(objective, nn.Module):  # e.g. adapters of features: trained along, never part of the network
+            learned += objective.to(settings.device).parameters()
+        self.forward, self.optimizer = self.fabric.setup(module, _optimizer(module, learned, settings))
 
     def _images(self) -> Iterator[Tensor]:
         for batch in batches(self.train, self.batch_size, seed=self.settings.seed, epoch=0, shuffle=True):
@@ -197,12 +208,13 @@ class _Run:
             augment=settings.augmentation,
             shuffle=True,
             drop_last=True,
+            labelled=self.labelled,
         ):
             self.learning_rate = learning_rate_at(self.step, total, settings)
             if isinstance(self.module, FakeQuantNetwork):
                 left = 1 - self.step / total
                 self.module.freeze(ranges=left <= settings.freeze, batch_norm=left <= settings.freeze_batch_norm)
-            for name, value in self._take_step(self._moved(batch), epoch).items():
+            for name, value in self._take_step(self._moved(batch), epoch, self.step / total).items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
             bar.advance()
@@ -211,11 +223,11 @@ class _Run:
         bar.update(epoch=epoch, loss=loss)
         return {"epoch": epoch, "learning_rate": self.learning_rate, "loss": loss, "parts": means}
 
-    def _take_step(self, batch: Batch, epoch: int) -> dict[str, float]:
+    def _take_step(self, batch: Batch, epoch: int, done: float) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.zero_grad()
-        loss, parts = self.objective(self.forward(batch.images), batch)
+        loss, parts = self.objective(self.forward(batch.images), batch, done)
         value = loss.item()
         if not math.isfinite(value):
             step = self.step % self.steps_per_epoch + 1
@@ -225,8 +237,8 @@ class _Run:
         return {"loss": value} | {name: part.item() for name, part in parts.items()}
 
 
-def _optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _optimizer(module: nn.Module, learned: Sequence[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in learned if parameter.requires_grad]
     if not parameters:
         raise ModelError(f"{type(module).__name__} has no trainable weight")
     groups = [

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from compress.data.loader import Batch
-from compress.distillation.losses import logits_from_teachers, soft_target_loss
-from compress.errors import ModelError, UsageError
+from compress.distillation.losses import hard_loss
+from compress.distillation.mixture import Combine, Mixture, Term
+from compress.errors import UsageError
 
 Parts = dict[str, Tensor]
-Objective = Callable[[Tensor, Batch], tuple[Tensor, Parts]]  # logits, batch -> scalar loss, its named parts
+TeacherAnswers = Callable[[Batch], Tensor]  # -> logits, (teachers, batch, classes)
+
+
+class Objective(Protocol):
+    """What the loop calls after each forward pass; where it is an nn.Module, its parameters are trained along."""
+
+    def __call__(self, logits: Tensor, batch: Batch, done: float = 0.0, /) -> tuple[Tensor, Parts]:
+        """Map logits, (batch, classes), their batch and the share of steps taken to a scalar loss and its parts."""
+        ...
 
 
 def hard_objective(label_smoothing: float = 0.0) -> Objective:
@@ -28,31 +37,54 @@ def hard_objective(label_smoothing: float = 0.0) -> Objective:
     Raises:
         UsageError: label_smoothing is outside [0, 1).
     """
-    if not 0 <= label_smoothing < 1:
-        raise UsageError(f"label_smoothing is {label_smoothing}, expected 0 or more and below 1")
+    _check_smoothing(label_smoothing)
 
-    def objective(logits: Tensor, batch: Batch) -> tuple[Tensor, Parts]:
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+    def objective(logits: Tensor, batch: Batch, done: float = 0.0) -> tuple[Tensor, Parts]:
+        loss = hard_loss(logits, batch.labels, label_smoothing)
         return loss, {"hard": loss}
 
     return objective
 
 
+class MixtureObjective(nn.Module):
+    """A mixture of losses whose teachers answer each batch.
+
+    Args:
+        mixture: the losses; tapped already where they need features.
+        teacher_logits: answers a batch, (teachers, batch, classes), and runs the tapped teacher with it; None where no
+            loss asks a teacher.
+    """
+
+    def __init__(self, mixture: Mixture, teacher_logits: TeacherAnswers | None) -> None:
+        super().__init__()
+        self.mixture = mixture
+        self.teacher_logits = teacher_logits
+
+    def forward(self, logits: Tensor, batch: Batch, done: float = 0.0) -> tuple[Tensor, Parts]:
+        """See `Mixture.forward`."""
+        teachers = None if self.teacher_logits is None else self.teacher_logits(batch)
+        return self.mixture(logits, teachers, batch.labels, done)
+
+
 def distillation_objective(
-    teacher_logits: Callable[[Batch], Tensor], temperature: float, kd_weight: float, label_smoothing: float = 0.0
-) -> Objective:
+    teacher_logits: TeacherAnswers,
+    temperature: float,
+    kd_weight: float,
+    label_smoothing: float = 0.0,
+    combine: Combine = "mean",
+) -> MixtureObjective:
     """kd_weight x soft-target loss + (1 - kd_weight) x cross-entropy with the labels.
 
     Args:
-        teacher_logits: gives a batch's logits, (batch, classes), or (teachers, batch, classes), of which the
-            softened probabilities are averaged; constants.
+        teacher_logits: gives a batch's logits, (teachers, batch, classes); constants.
         temperature: softening factor of both sides, > 0, no unit.
         kd_weight: share of the soft-target loss, in [0, 1].
         label_smoothing: of the hard loss, in [0, 1).
+        combine: how several teachers become one.
 
     Returns:
-        An objective with the parts `soft` (scaled by temperature squared) and `hard`: nats per sample,
-        mean over the batch.
+        An objective with the parts `kd` (scaled by temperature squared) and `hard`: nats per sample, mean over the
+        batch.
 
     Raises:
         UsageError: a number is outside its range.
@@ -67,19 +99,12 @@ def distillation_objective(
         raise UsageError(
             f"kd_weight is {kd_weight}, expected 0 to 1", hint="0 learns from labels alone, 1 from the teacher alone"
         )
-    hard = hard_objective(label_smoothing)
+    _check_smoothing(label_smoothing)
+    soft = Term("kd", kd_weight, {"temperature": temperature})
+    hard = Term("hard", 1 - kd_weight, {"label_smoothing": label_smoothing})
+    return MixtureObjective(Mixture([soft, hard], combine), teacher_logits)
 
-    def objective(logits: Tensor, batch: Batch) -> tuple[Tensor, Parts]:
-        teacher = teacher_logits(batch)
-        if teacher.ndim == 3:
-            teacher = logits_from_teachers(teacher, temperature)
-        if teacher.shape != logits.shape:
-            raise ModelError(
-                f"the teacher answers for {teacher.shape[-1]} classes, the student for {logits.shape[-1]}",
-                hint="train both on the same data",
-            )
-        soft = soft_target_loss(logits, teacher, temperature)
-        hard_loss, _ = hard(logits, batch)
-        return kd_weight * soft + (1 - kd_weight) * hard_loss, {"soft": soft, "hard": hard_loss}
 
-    return objective
+def _check_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"label_smoothing is {label_smoothing}, expected 0 or more and below 1")

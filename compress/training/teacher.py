@@ -25,6 +25,7 @@ class TeacherLogits:
             evaluation mode.
         settings: of the training that asks; device, precision and augmentation count here.
         train: the split whose batches will come.
+        live: why every batch has to be run, whatever the augmentation.
 
     Attributes:
         mode: `cached` or `live`.
@@ -32,14 +33,17 @@ class TeacherLogits:
         images_reused: images whose answer came from the cache.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], settings: TrainSettings, train: Split) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], settings: TrainSettings, train: Split, *, live: str | None = None
+    ) -> None:
         if not modules:
             raise ValueError("expected at least one teacher")
         self.modules = [_placed(module, settings.device) for module in modules]
         self.settings = settings
         self.train = train
         self.views = settings.augmentation.views if settings.augmentation is not None else 1
-        self.mode = "live" if self.views is None else "cached"
+        self.live = live or ("random shifts never show an image twice" if self.views is None else None)
+        self.mode = "cached" if self.live is None else "live"
         self.images_run = 0
         self.images_reused = 0
         self._cache: Tensor | None = None  # (teachers, views, samples, classes)
@@ -69,7 +73,7 @@ class TeacherLogits:
         """Say in a sentence where the logits come from."""
         who = "1 teacher" if len(self.modules) == 1 else f"{len(self.modules)} teachers, probabilities averaged"
         if self.mode == "live":
-            return f"soft targets computed for every augmented batch ({who})"
+            return f"soft targets computed for every batch, because {self.live} ({who})"
         return f"soft targets of {self.images_run} images computed once and reused {self.images_reused} times ({who})"
 
     def _run(self, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from compress.pipeline.stage import Stage, StageConfig
 from compress.stages import CATALOGUE, STAGES
 
 NAMES = ("train", "distill", "qat", "export", "calibrate", "engine", "benchmark")
-SPLITS = {"train", "validation", "test"}
+SPLITS = {"train", "validation", "test", "unlabelled"}
 ABSENT_HERE = {"tensorrt", "pycuda"}  # of the gpu extra
 
 

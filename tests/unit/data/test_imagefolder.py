@@ -10,6 +10,7 @@ from PIL import Image
 
 from compress.data.config import DataConfig
 from compress.data.datasets import load_dataset, split_digests
+from compress.data.labels import hide_labels
 from compress.errors import DataError
 
 CONFIG = DataConfig(dataset="imagefolder", path="images")
@@ -200,3 +201,45 @@ def test_a_link_that_leads_nowhere(images: Path) -> None:
 def test_files_that_would_be_lost_are_refused(images: Path, name: str) -> None:
     (images / name).write_bytes(b"x")
     assert load_error(images).where == str(images / name)
+
+
+def add_unlabelled(images: Path, count: int = 3) -> None:
+    for index in range(count):
+        write_image(images / "unlabelled" / f"u{index}.png", 6000 + index)
+
+
+def test_unlabelled_images_stay_apart_until_somebody_teaches(images: Path) -> None:
+    before = split_digests(CONFIG, images.parent)
+    add_unlabelled(images)
+    data, after = load_dataset(CONFIG, images.parent), split_digests(CONFIG, images.parent)
+    assert {split for split in after if after[split] != before.get(split)} == {"unlabelled"}
+    assert data.notes == ("3 unlabelled images, for steps with a teacher",)
+    assert data.unlabelled is not None
+    assert data.unlabelled.ids == ("unlabelled/u0.png", "unlabelled/u1.png", "unlabelled/u2.png")
+    assert hide_labels(data, "all", "labels").train is data.train
+    pooled = hide_labels(data, "all", "labels", unlabelled=True).train
+    assert pooled.ids == data.train.ids + data.unlabelled.ids
+    assert pooled.labels.tolist() == [*data.train.labels.tolist(), -1, -1, -1]
+    assert (pooled.images[-3:] == data.unlabelled.images).all()
+
+
+def test_an_empty_unlabelled_folder_is_refused(images: Path) -> None:
+    (images / "unlabelled").mkdir()
+    error = load_error(images)
+    assert error.message == "empty folder unlabelled: expected images, without class folders"
+    assert error.where == str(images / "unlabelled")
+
+
+def test_class_folders_among_unlabelled_images_are_refused(images: Path) -> None:
+    write_image(images / "unlabelled" / "cat" / "0.png", 6000)
+    assert load_error(images).message.startswith("not an image: unlabelled/cat, expected")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_unlabelled_image_that_is_in_a_split_too_is_refused(images: Path, split: str) -> None:
+    add_unlabelled(images)
+    shutil.copy(images / split / "cat" / "1.png", images / "unlabelled" / "copy.png")
+    expected = f"same image in unlabelled and {split}: unlabelled/copy.png and {split}/cat/1.png"
+    assert load_error(images).message == expected
+    with pytest.raises(DataError, match=expected):
+        split_digests(CONFIG, images.parent)
