@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from compress.artifacts.manifest import Checkpoint
+from compress.artifacts.manifest import Checkpoint, TeacherOutputs
 from compress.errors import ModelError
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import (
-    LIBRARIES,
-    check_fits,
-    describe_network,
-    load_teachers,
-    settings_from_config,
-    write_checkpoint,
-)
+from compress.stages.fitting import LIBRARIES, check_fits, describe_network, write_checkpoint
+from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 if TYPE_CHECKING:
@@ -34,9 +28,10 @@ class DistillConfig(DistillationConfig):
 
 @dataclass(frozen=True)
 class DistillInputs:
-    """Who teaches, and where the student starts (default: from random weights)."""
+    """Who teaches, what was answered beforehand, and where the student starts (default: from random weights)."""
 
     teacher: tuple[Checkpoint, ...]
+    answers: TeacherOutputs | None = None
     student: Checkpoint | None = None
 
 
@@ -61,10 +56,9 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     from compress.training.checkpoint import load_checkpoint
     from compress.training.loop import fit
     from compress.training.objectives import distillation_objective
-    from compress.training.teacher import TeacherLogits
 
     data = load_dataset(workspace.data, workspace.base)
-    teachers = load_teachers(inputs.teacher, data, workspace)
+    teaching, settings = teaching_from(config, inputs.teacher, inputs.answers, data, workspace)
     torch.manual_seed(workspace.seed)
     net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
     mean, std = data.train.channel_statistics()
@@ -83,12 +77,9 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
                 hint="give both steps the same `model:`, or leave `student:` out to start from random weights",
             )
         module.load_state_dict(initial.module.state_dict())
-    settings = settings_from_config(config, workspace.seed)
-    teaching = TeacherLogits([one.module for one in teachers], settings, data.train)
     objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
     fitted = fit(module, objective, data.train, data.validation, settings)
-    workspace.notes.append(teaching.describe())
-    return write_checkpoint(workspace, module, description, data, fitted)
+    return [*write_checkpoint(workspace, module, description, data, fitted), *report_teaching(teaching, workspace)]
 
 
 DISTILL = Stage(

@@ -1,14 +1,39 @@
-"""The knobs that `train`, `distill` and `qat` share, and how they become settings of the one loop."""
+"""The knobs that `train`, `distill`, `qat` and `answers` share, and what `auto` becomes in them."""
 
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.pipeline.machine import resolve_device, resolve_precision, resolve_threads
 from compress.pipeline.stage import StageConfig
 
 
-class TrainingConfig(StageConfig):
+class ViewingConfig(StageConfig):
+    """How training images are shown to a network, and what computes."""
+
+    flip: bool = Field(default=False, description="mirror half of the images left to right")
+    shift_px: int = Field(default=0, ge=0, description="largest random shift, pixels, zeros moved in")
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        description="with shift_px: draw the flips and shifts of every image so many times, from the recipe's seed, and"
+        " show one of these views each epoch, so that a teacher's answers come again; left out: drawn anew each epoch",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 where the processor has it"
+    )
+    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; another count gives other weights")
+
+    @model_validator(mode="after")
+    def _views_of_shifts(self) -> Self:
+        if self.views is not None and self.shift_px == 0:
+            images = "two, as it is and mirrored" if self.flip else "one"
+            raise ValueError(f"views is {self.views}, but without shift_px an image has {images}: leave views out")
+        return self
+
+
+class TrainingConfig(ViewingConfig):
     """How weights are fitted; every rate is per step, every fraction in [0, 1]."""
 
     epochs: int = Field(ge=0, description="passes over the training split; 0 only where weights are brought")
@@ -19,13 +44,6 @@ class TrainingConfig(StageConfig):
     weight_decay: float = Field(default=5e-4, ge=0, description="per step, as the optimizer defines it")
     schedule: Literal["one_cycle", "cosine"] = Field(default="one_cycle", description="of the learning rate")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes")
-    flip: bool = Field(default=False, description="mirror half of the images left to right")
-    shift_px: int = Field(default=0, ge=0, description="largest random shift, pixels, zeros moved in")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: bf16 where the processor has it"
-    )
-    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; another count gives other weights")
 
 
 class DistillationConfig(TrainingConfig):
@@ -35,7 +53,7 @@ class DistillationConfig(TrainingConfig):
     kd_weight: float = Field(default=0.9, ge=0, le=1, description="share of the soft loss; the rest is the hard loss")
 
 
-C = TypeVar("C", bound=TrainingConfig)
+C = TypeVar("C", bound=ViewingConfig)
 
 
 def resolve_training(config: C) -> C:
