@@ -16,6 +16,7 @@ class Kind(StrEnum):
     """What an artifact's payload is."""
 
     CHECKPOINT = "checkpoint"
+    TEACHER_OUTPUTS = "teacher_outputs"
     ONNX_MODEL = "onnx_model"
     QUANTIZED_ONNX = "quantized_onnx"
     ENGINE = "engine"
@@ -147,6 +148,12 @@ class Checkpoint(Artifact):
     kind = Kind.CHECKPOINT
 
 
+class TeacherOutputs(Artifact):
+    """`logits.npy`, float16, (teachers, views, samples, classes), and `answers.json`: of whom, and for which images."""
+
+    kind = Kind.TEACHER_OUTPUTS
+
+
 class OnnxModel(Artifact):
     """`model.onnx`: float, or Q/DQ where the checkpoint was trained with fake-quant."""
 
@@ -175,5 +182,5 @@ class Report(Artifact):
 
 
 ARTIFACTS: dict[Kind, type[Artifact]] = {
-    cls.kind: cls for cls in (Checkpoint, OnnxModel, QuantizedOnnx, Engine, Report)
+    cls.kind: cls for cls in (Checkpoint, TeacherOutputs, OnnxModel, QuantizedOnnx, Engine, Report)
 }

@@ -22,10 +22,15 @@ class Augmentation:
     Attributes:
         flip: mirror every image left to right with probability 1/2.
         shift_px: move every image by up to so many pixels along each axis; what enters is zero.
+        views: draw the changes of every image once, so many times over, and show one of these views in each epoch;
+            >= 1. None: draw them anew in each epoch.
+        view_seed: from which the views are drawn, >= 0; of no effect without `views`.
     """
 
     flip: bool = False
     shift_px: int = 0
+    views: int | None = None
+    view_seed: int = 0
 
     @property
     def active(self) -> bool:
@@ -33,11 +38,13 @@ class Augmentation:
         return self.flip or self.shift_px > 0
 
     @property
-    def views(self) -> int | None:
-        """How many images one sample can become, where those are few enough to repeat exactly; else None."""
-        if self.shift_px > 0:
-            return None
-        return 2 if self.flip else 1
+    def view_count(self) -> int | None:
+        """How many images one sample can become, where those repeat exactly; else None."""
+        if not self.active:
+            return 1
+        if self.views is None and self.shift_px == 0:
+            return 2
+        return self.views
 
 
 class Batch(NamedTuple):
@@ -47,7 +54,7 @@ class Batch(NamedTuple):
         images: (n, channels, height, width), float32 in [0, 1].
         labels: (n,), int64.
         indices: (n,), int64: positions in the split.
-        views: (n,), int64: which of the augmentation's views each image is: 1 where it was mirrored, else 0.
+        views: (n,), int64: which of the augmentation's views each image is, from 0; where it has none, 1 says mirrored.
     """
 
     images: torch.Tensor
@@ -68,14 +75,15 @@ def batches(
     seed: int = 0,
     epoch: int = 0,
     augment: Augmentation | None = None,
+    view: int | None = None,
     shuffle: bool = False,
     drop_last: bool = False,
     labelled: int = 0,
 ) -> Iterator[Batch]:
     """Yield a split once, in sample order or shuffled.
 
-    Order, flips and shifts are drawn for the whole epoch from (seed, epoch); a sample's augmentation
-    does not depend on the batch size.
+    Order, and changes or views, are drawn for the whole epoch from (seed, epoch); what becomes of a sample does not
+    depend on the batch size. View v of sample i is one image, given by (view_seed, v, i) alone.
 
     Args:
         split: the samples.
@@ -83,21 +91,23 @@ def batches(
         seed: of the run, >= 0.
         epoch: counted from 0.
         augment: changes to the images; None for none.
+        view: show this view of every sample, in [0, view_count), instead of drawing one.
         shuffle: another order each epoch.
         drop_last: leave out a last batch with fewer samples.
         labelled: so many samples with a label follow in every batch; they are drawn in turn, in an order of their own.
 
     Raises:
-        ValueError: batch_size < 1, seed or epoch < 0, or shift_px < 0 or beyond the image.
+        ValueError: batch_size or views < 1, seed or epoch < 0, shift_px < 0 or beyond the image, or no such view.
     """
     if batch_size < 1 or seed < 0 or epoch < 0:
         raise ValueError(f"expected batch_size >= 1, seed >= 0, epoch >= 0; got {batch_size}, {seed}, {epoch}")
-    if augment is not None and not 0 <= augment.shift_px < min(split.images.shape[2:]):
-        raise ValueError(f"shift_px is {augment.shift_px}, expected 0 or more and below {min(split.images.shape[2:])}")
+    augment = augment or Augmentation()
+    _check_augmentation(augment, view, min(split.images.shape[2:]))
     # Separate streams, so that augmenting does not change the order.
-    order_stream, change_stream = (np.random.Generator(np.random.PCG64([seed, epoch, purpose])) for purpose in (0, 1))
+    order_stream, change_stream = _stream(seed, epoch, 0), _stream(seed, epoch, 1)
     order = order_stream.permutation(len(split)) if shuffle else np.arange(len(split))
     count = batch_count(len(split), batch_size, drop_last=drop_last)
+<<<<<<< HEAD
     if labelled:
         order = _with_labelled(order, split, batch_size, count, labelled, np.random.default_rng([seed, epoch, 4]))
         batch_size += labelled
@@ -118,6 +128,23 @@ def _with_labelled(
         for part in (order[number * batch_size :][:batch_size], extra[number * labelled :][:labelled])
     ]
     return np.concatenate(parts)
+=======
+    changes = _changes(augment, change_stream, len(split), view) if augment.active else None
+    return _batches(split, order.astype(np.int64), batch_size, count, changes)
+
+
+def _check_augmentation(augment: Augmentation, view: int | None, side: int) -> None:
+    if not 0 <= augment.shift_px < side:
+        raise ValueError(f"shift_px is {augment.shift_px}, expected 0 or more and below {side}")
+    if augment.views is not None and augment.views < 1:
+        raise ValueError(f"views is {augment.views}, expected 1 or more")
+    if view is not None and not 0 <= view < (augment.view_count or 0):
+        raise ValueError(f"view is {view}, expected 0 or more and below {augment.view_count or 0}")
+
+
+def _stream(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(key))
+>>>>>>> cache
 
 
 def _batches(
@@ -129,18 +156,18 @@ def _batches(
         views = np.zeros(len(chosen), np.int64)
         if changes is not None:
             pixels = changes.apply(pixels, chosen)
-            views = changes.flips[chosen].astype(np.int64)
+            views = changes.views[chosen]
         images = torch.from_numpy(pixels).to(torch.float32).div_(255)
         yield Batch(images, torch.from_numpy(split.labels[chosen]), torch.from_numpy(chosen), torch.from_numpy(views))
 
 
-class _Changes:
-    """Flips and shifts of every sample for one epoch."""
+class _Changes(NamedTuple):
+    """What becomes of every sample in one epoch."""
 
-    def __init__(self, stream: np.random.Generator, samples: int, augment: Augmentation) -> None:
-        self.shift_px = augment.shift_px
-        self.flips = stream.random(samples) < (0.5 if augment.flip else 0.0)
-        self.corners = stream.integers(0, 2 * augment.shift_px + 1, size=(samples, 2))
+    views: NDArray[np.int64]  # (samples,)
+    flips: NDArray[np.bool_]  # (samples,)
+    corners: NDArray[np.int64]  # (samples, 2): top and left of the window into the padded image
+    shift_px: int
 
     def apply(self, pixels: NDArray[np.uint8], indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return changed copies of the samples at `indices`."""
@@ -154,3 +181,32 @@ class _Changes:
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
         top, left = self.corners[indices].T
         return np.ascontiguousarray(windows[np.arange(len(pixels)), :, top, left])
+
+
+def _changes(augment: Augmentation, stream: np.random.Generator, samples: int, view: int | None) -> _Changes:
+    """Flips and shifts of every sample: drawn from the epoch's stream, or those of a view."""
+    if augment.views is not None:
+        views = np.full(samples, view) if view is not None else stream.integers(0, augment.views, samples)
+        return _changes_of_views(augment, views)
+    flips, corners = _draw(augment, stream, stream, samples)
+    if view is not None:  # as it is, or mirrored
+        flips = np.full(samples, view == 1)
+    return _Changes(flips.astype(np.int64), flips, corners, augment.shift_px)
+
+
+def _changes_of_views(augment: Augmentation, views: NDArray[np.int64]) -> _Changes:
+    flips, corners = np.zeros(len(views), np.bool_), np.zeros((len(views), 2), np.int64)
+    for view in np.unique(views).tolist():
+        chosen = views == view
+        # Two streams: what comes for sample i does not depend on how many samples there are.
+        streams = (_stream(augment.view_seed, view, purpose) for purpose in (2, 3))
+        its_flips, its_corners = _draw(augment, *streams, len(views))
+        flips[chosen], corners[chosen] = its_flips[chosen], its_corners[chosen]
+    return _Changes(views, flips, corners, augment.shift_px)
+
+
+def _draw(
+    augment: Augmentation, flip_stream: np.random.Generator, shift_stream: np.random.Generator, samples: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    flips = flip_stream.random(samples) < (0.5 if augment.flip else 0.0)
+    return flips, shift_stream.integers(0, 2 * augment.shift_px + 1, size=(samples, 2))

@@ -8,6 +8,7 @@ from compress.artifacts.manifest import Artifact, Report
 from compress.data.config import DataConfig
 from compress.pipeline.stage import Catalogue, GateVerdict, Stage, StepLike
 from compress.report.gates import GatesConfig, Measured, unanswerable
+from compress.stages.answers import ANSWERS
 from compress.stages.benchmark import BENCHMARK, BenchmarkConfig
 from compress.stages.calibrate import CALIBRATE
 from compress.stages.distill import DISTILL
@@ -18,6 +19,7 @@ from compress.stages.train import TRAIN
 
 STAGES: Mapping[str, Stage[Any, Any]] = {
     "train": TRAIN,
+    "answers": ANSWERS,
     "distill": DISTILL,
     "qat": QAT,
     "export": EXPORT,

@@ -7,20 +7,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from compress.artifacts.manifest import Checkpoint
+from compress.artifacts.manifest import Checkpoint, TeacherOutputs
 from compress.errors import ModelError
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import (
-    LIBRARIES,
-    check_fits,
-    describe_network,
-    learning_data,
-    load_teachers,
-    settings_from_config,
-    write_checkpoint,
-)
+from compress.stages.fitting import LIBRARIES, check_fits, describe_network, learning_data, write_checkpoint
 from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
+from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 if TYPE_CHECKING:
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
     from compress.data.datasets import Dataset
     from compress.training.checkpoint import CheckpointDescription
     from compress.training.objectives import MixtureObjective
-    from compress.training.teacher import TeacherLogits
+    from compress.training.teacher import Teaching
 
 EXAMPLES = 4  # images that tell which shapes features have
 
@@ -58,9 +51,10 @@ class DistillConfig(DistillationConfig, MixtureConfig):
 
 @dataclass(frozen=True)
 class DistillInputs:
-    """Who teaches, and where the student starts (default: from random weights)."""
+    """Who teaches, what was answered beforehand, and where the student starts (default: from random weights)."""
 
     teacher: tuple[Checkpoint, ...]
+    answers: TeacherOutputs | None = None
     student: Checkpoint | None = None
 
 
@@ -83,10 +77,11 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     from compress.models.normalized import Normalized
     from compress.training.checkpoint import load_checkpoint
     from compress.training.loop import fit
-    from compress.training.teacher import TeacherLogits
 
     data = learning_data(config, workspace, taught=True)
-    teachers = load_teachers(inputs.teacher, data, workspace)
+    tapped = any(isinstance(one, FeatureConfig) for one in config.losses)
+    why = "losses compare what layers put out" if tapped else ""
+    teaching, settings = teaching_from(config, inputs.teacher, inputs.answers, data, workspace, live_because=why)
     torch.manual_seed(workspace.seed)
     net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
     mean, std = data.train.channel_statistics()
@@ -105,31 +100,29 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
                 hint="give both steps the same `model:`, or leave `student:` out to start from random weights",
             )
         module.load_state_dict(initial.module.state_dict())
-    settings = settings_from_config(config, workspace.seed)
-    tapped = any(isinstance(one, FeatureConfig) for one in config.losses)
-    why = "losses compare what layers put out" if tapped else None
-    teaching = TeacherLogits([one.module for one in teachers], settings, data.train, live=why)
     objective = _objective(config, teaching, module, data)
     try:
         fitted = fit(module, objective, data.train, data.validation, settings)
     finally:
         objective.mixture.close()
-    workspace.notes.append(teaching.describe())
-    return write_checkpoint(workspace, module, description, data, fitted)
+    return [*write_checkpoint(workspace, module, description, data, fitted), *report_teaching(teaching, workspace)]
 
 
 def _objective(
-    config: DistillConfig, teaching: "TeacherLogits", module: "nn.Module", data: "Dataset"
+    config: DistillConfig, teaching: "Teaching", module: "nn.Module", data: "Dataset"
 ) -> "MixtureObjective":
     """What the student minimises; its taps are on."""
     from compress.training.objectives import MixtureObjective, distillation_objective
+    from compress.training.teacher import TeacherLogits
 
     if not config.losses:
         return distillation_objective(
             teaching, config.temperature, config.kd_weight, config.label_smoothing, config.combine
         )
     # names are those of the networks, inside of their normalisation
-    student, teachers = module.get_submodule("net"), [one.get_submodule("net") for one in teaching.modules]
+    student = module.get_submodule("net")
+    running = teaching.modules if isinstance(teaching, TeacherLogits) else []
+    teachers = [one.get_submodule("net") for one in running]
     mixture = mixture_of(config, config.label_smoothing, student, teachers)
     if mixture.pairs:
         mixture.tap(student, teachers[0], _example(data))

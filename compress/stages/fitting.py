@@ -1,4 +1,4 @@
-"""What `train`, `distill` and `qat` do alike: load data, build settings, fit, write a checkpoint."""
+"""What `train`, `distill` and `qat` do alike: build settings, load teachers, write a checkpoint."""
 
 import os
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from compress.models.config import ModelConfig
 from compress.pipeline.keys import name_sources
 from compress.pipeline.stage import Workspace
 from compress.stages.contract import image_tensors
-from compress.stages.training_config import TrainingConfig
+from compress.stages.training_config import TrainingConfig, ViewingConfig
 
 if TYPE_CHECKING:
     from compress.data.datasets import Dataset
+    from compress.data.loader import Augmentation
     from compress.training.checkpoint import CheckpointDescription, Loaded
     from compress.training.loop import FitResult, TrainSettings
 
@@ -22,9 +23,15 @@ PROBE_IMAGES = 8
 LIBRARIES = ("torch", "torchao", "lightning-fabric", "safetensors", "numpy", "scikit-learn", "pillow")
 
 
+def augmentation_of(config: ViewingConfig, seed: int) -> "Augmentation":
+    """How images are changed; a finite set of views is drawn from the recipe's seed."""
+    from compress.data.loader import Augmentation
+
+    return Augmentation(config.flip, config.shift_px, config.views, seed if config.views is not None else 0)
+
+
 def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
     """The plain values that the training loop takes."""
-    from compress.data.loader import Augmentation
     from compress.training.loop import TrainSettings
 
     assert isinstance(config.threads, int), "the stage's resolve replaces auto"
@@ -40,7 +47,7 @@ def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
         precision=config.precision,
         threads=config.threads,
         seed=seed,
-        augmentation=Augmentation(flip=config.flip, shift_px=config.shift_px),
+        augmentation=augmentation_of(config, seed),
         keep="best" if config.labels == "all" else "last",
     )
 

@@ -4,18 +4,12 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from compress.artifacts.manifest import Checkpoint, Quantization
+from compress.artifacts.manifest import Checkpoint, Quantization, TeacherOutputs
 from compress.errors import ModelError, UsageError
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
-from compress.stages.fitting import (
-    LIBRARIES,
-    check_fits,
-    learning_data,
-    load_teachers,
-    settings_from_config,
-    write_checkpoint,
-)
+from compress.stages.fitting import LIBRARIES, check_fits, learning_data, settings_from_config, write_checkpoint
+from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 
@@ -32,10 +26,11 @@ class QatConfig(DistillationConfig):
 
 @dataclass(frozen=True)
 class QatInputs:
-    """Whose weights are fine-tuned, and who teaches meanwhile."""
+    """Whose weights are fine-tuned, who teaches meanwhile, and what was answered beforehand."""
 
     student: Checkpoint
     teacher: Checkpoint | None = None
+    answers: TeacherOutputs | None = None
 
 
 def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
@@ -46,8 +41,12 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     from compress.training.checkpoint import load_checkpoint
     from compress.training.loop import fit
     from compress.training.objectives import distillation_objective, hard_objective
-    from compress.training.teacher import TeacherLogits
 
+    if inputs.answers and not inputs.teacher:
+        raise UsageError(
+            f"step {inputs.answers.step!r} has a teacher's answers, but no teacher is named",
+            hint="name the step that made the teacher as `teacher:`",
+        )
     if config.labels == "none" and not inputs.teacher:
         raise UsageError(
             "labels is none and no teacher is named: there is nothing to learn from",
@@ -62,19 +61,17 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
             hint="name the step before it as `student:`, with more epochs here",
         )
     torch.manual_seed(workspace.seed)
-    settings = replace(settings_from_config(config, workspace.seed), freeze=config.freeze)
     prepared = prepare_qat(student.module, torch.zeros(2, *data.image_shape))
+    settings = settings_from_config(config, workspace.seed)
     objective, teaching = hard_objective(config.label_smoothing), None
     if inputs.teacher:
-        (teacher,) = load_teachers([inputs.teacher], data, workspace)
-        teaching = TeacherLogits([teacher.module], settings, data.train)
+        teaching, settings = teaching_from(config, [inputs.teacher], inputs.answers, data, workspace)
         objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-    fitted = fit(prepared, objective, data.train, data.validation, settings)
-    if teaching:
-        workspace.notes.append(teaching.describe())
+    fitted = fit(prepared, objective, data.train, data.validation, replace(settings, freeze=config.freeze))
     scheme = scheme_description()
     workspace.quantization = Quantization(scheme=scheme["name"], method="qat")
-    return write_checkpoint(workspace, prepared, replace(student.description, scheme=scheme), data, fitted)
+    metrics = write_checkpoint(workspace, prepared, replace(student.description, scheme=scheme), data, fitted)
+    return [*metrics, *(report_teaching(teaching, workspace) if teaching else ())]
 
 
 QAT = Stage(

@@ -1,4 +1,4 @@
-"""The knobs that `train`, `distill` and `qat` share, and how they become settings of the one loop."""
+"""The knobs that `train`, `distill`, `qat` and `answers` share, and what `auto` becomes in them."""
 
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -8,7 +8,32 @@ from compress.pipeline.machine import resolve_device, resolve_precision, resolve
 from compress.pipeline.stage import StageConfig
 
 
-class TrainingConfig(StageConfig):
+class ViewingConfig(StageConfig):
+    """How training images are shown to a network, and what computes."""
+
+    flip: bool = Field(default=False, description="mirror half of the images left to right")
+    shift_px: int = Field(default=0, ge=0, description="largest random shift, pixels, zeros moved in")
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        description="with shift_px: draw the flips and shifts of every image so many times, from the recipe's seed, and"
+        " show one of these views each epoch, so that a teacher's answers come again; left out: drawn anew each epoch",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 where the processor has it"
+    )
+    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; another count gives other weights")
+
+    @model_validator(mode="after")
+    def _views_of_shifts(self) -> Self:
+        if self.views is not None and self.shift_px == 0:
+            images = "two, as it is and mirrored" if self.flip else "one"
+            raise ValueError(f"views is {self.views}, but without shift_px an image has {images}: leave views out")
+        return self
+
+
+class TrainingConfig(ViewingConfig):
     """How weights are fitted; every rate is per step, every fraction in [0, 1]."""
 
     epochs: int = Field(ge=0, description="passes over the training split; 0 only where weights are brought")
@@ -24,13 +49,6 @@ class TrainingConfig(StageConfig):
         description="how many training labels may be read, balanced over the classes; all others are hidden, and the"
         " last epoch is kept, because choosing one would read labels too",
     )
-    flip: bool = Field(default=False, description="mirror half of the images left to right")
-    shift_px: int = Field(default=0, ge=0, description="largest random shift, pixels, zeros moved in")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: bf16 where the processor has it"
-    )
-    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; another count gives other weights")
 
 
 class DistillationConfig(TrainingConfig):
@@ -54,7 +72,7 @@ class DistillationConfig(TrainingConfig):
         return self
 
 
-C = TypeVar("C", bound=TrainingConfig)
+C = TypeVar("C", bound=ViewingConfig)
 
 
 def resolve_training(config: C) -> C:

@@ -17,7 +17,7 @@ from compress.pipeline.machine import FACTS
 from compress.pipeline.stage import Stage, StageConfig
 from compress.stages import CATALOGUE, STAGES
 
-NAMES = ("train", "distill", "qat", "export", "calibrate", "engine", "benchmark")
+NAMES = ("train", "answers", "distill", "qat", "export", "calibrate", "engine", "benchmark")
 SPLITS = {"train", "validation", "test", "unlabelled"}
 ABSENT_HERE = {"tensorrt", "pycuda"}  # of the gpu extra
 
@@ -93,4 +93,4 @@ def test_measurements_depend_on_the_machine() -> None:
 
 
 def test_what_draws_random_numbers_is_seeded() -> None:
-    assert {stage.name for stage in STAGES.values() if stage.seeded} >= {"train", "distill", "qat"}
+    assert {stage.name for stage in STAGES.values() if stage.seeded} >= {"train", "answers", "distill", "qat"}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from compress.data.loader import Augmentation, Batch, batch_count, batches
 from compress.data.split import Split
 
 AUGMENT = Augmentation(flip=True, shift_px=2)
+VIEWS = replace(AUGMENT, views=5, view_seed=7)
 
 
 def make_split(samples: int = 50, side: int = 6) -> Split:
@@ -96,7 +100,59 @@ def test_flip_alone_leaves_half_as_it_is_and_the_data_untouched() -> None:
     assert torch.equal(views == 0, unchanged)  # the view says which images were mirrored
     assert (split.images == before).all()
     assert not Augmentation().active
-    assert (Augmentation().views, Augmentation(flip=True).views, AUGMENT.views) == (1, 2, None)
+    assert (Augmentation().view_count, Augmentation(flip=True).view_count, AUGMENT.view_count) == (1, 2, None)
+
+
+def test_without_views_the_bytes_are_those_of_earlier_versions() -> None:
+    digest = hashlib.sha256()
+    for augment in (None, Augmentation(flip=True), Augmentation(shift_px=1), AUGMENT):
+        for batch in batches(make_split(), 8, seed=3, epoch=2, augment=augment, shuffle=True):
+            for part in batch:
+                digest.update(part.numpy().tobytes())
+    assert digest.hexdigest() == "f2751767b96b736527941683670abb00b48e8743c5dc2fac36ba75c584a8eb51"
+
+
+def view_images(split: Split, augment: Augmentation) -> torch.Tensor:
+    """Every view of every sample, (views, samples, channels, height, width)."""
+    count = augment.view_count
+    assert count is not None
+    return torch.stack([joined(list(batches(split, 7, augment=augment, view=view))).images for view in range(count)])
+
+
+@pytest.mark.parametrize("augment", [VIEWS, replace(VIEWS, flip=False), Augmentation(flip=True), Augmentation()])
+def test_a_view_is_one_image_whatever_the_epoch_seed_and_batch(augment: Augmentation) -> None:
+    split = make_split()
+    expected = view_images(split, augment)
+    seen = set()
+    for seed, epoch, size, shuffle in [(0, 0, 8, True), (0, 1, 50, False), (9, 1, 3, True), (9, 2, 3, True)]:
+        batch = joined(list(batches(split, size, seed=seed, epoch=epoch, augment=augment, shuffle=shuffle)))
+        assert torch.equal(batch.images, expected[batch.views, batch.indices])
+        seen |= set(batch.views.tolist())
+    assert seen == set(range(len(expected)))
+
+
+def test_a_view_depends_on_its_seed_its_number_and_the_sample_alone() -> None:
+    views = view_images(make_split(50), VIEWS)
+    other = view_images(make_split(50), replace(VIEWS, view_seed=8))
+    assert torch.equal(view_images(make_split(20), VIEWS), views[:, :20])
+    assert torch.equal(view_images(make_split(50), replace(VIEWS, views=9))[:5], views)
+    assert len({view.numpy().tobytes() for view in (*views, *other)}) == 10
+
+
+def test_views_are_flips_and_shifts_and_each_is_drawn_as_often() -> None:
+    split = make_split(400)
+    views = (view_images(split, replace(VIEWS, views=20)) * 255).round().to(torch.uint8).numpy()
+    padded = np.pad(split.images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    mirrored = np.pad(split.images[..., ::-1], ((0, 0), (0, 0), (2, 2), (2, 2)))
+    changes = [(source, top, left) for source in (padded, mirrored) for top in range(5) for left in range(5)]
+    counts = [
+        int((source[:, :, top : top + 6, left : left + 6] == views).all(axis=(2, 3, 4)).sum())
+        for source, top, left in changes
+    ]
+    assert sum(counts) == views.shape[0] * 400  # each is one of them, and of no two
+    assert max(abs(count - 160) for count in counts) < 50  # the deviation is 13
+    drawn = joined(list(batches(split, 64, seed=1, epoch=3, augment=VIEWS))).views
+    assert min(torch.bincount(drawn)) > 50  # of 80; the deviation is 8
 
 
 @pytest.mark.parametrize(
@@ -105,6 +161,10 @@ def test_flip_alone_leaves_half_as_it_is_and_the_data_untouched() -> None:
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"batch_size": 4, "seed": -1}, "seed >= 0"),
         ({"batch_size": 4, "augment": Augmentation(shift_px=6)}, "shift_px is 6, expected 0 or more and below 6"),
+        ({"batch_size": 4, "augment": replace(AUGMENT, views=0)}, "views is 0, expected 1 or more"),
+        ({"batch_size": 4, "augment": VIEWS, "view": 5}, "view is 5, expected 0 or more and below 5"),
+        ({"batch_size": 4, "augment": AUGMENT, "view": 0}, "view is 0, expected 0 or more and below 0"),
+        ({"batch_size": 4, "view": 1}, "view is 1, expected 0 or more and below 1"),
     ],
 )
 def test_wrong_arguments_fail_at_the_call(options: dict, message: str) -> None:
