@@ -11,7 +11,7 @@ from compress.artifacts.manifest import Checkpoint, TeacherOutputs
 from compress.errors import ModelError
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import LIBRARIES, check_fits, describe_network, learning_data, write_checkpoint
+from compress.stages.fitting import LIBRARIES, check_fits, describe_network, fit_watched, learning_data, write_checkpoint
 from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
 from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
@@ -76,7 +76,6 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.training.checkpoint import load_checkpoint
-    from compress.training.loop import fit
 
     data = learning_data(config, workspace, taught=True)
     tapped = any(isinstance(one, FeatureConfig) for one in config.losses)
@@ -102,7 +101,7 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
         module.load_state_dict(initial.module.state_dict())
     objective = _objective(config, teaching, module, data)
     try:
-        fitted = fit(module, objective, data.train, data.validation, settings)
+        fitted = fit_watched(workspace, module, objective, data.train, data.validation, settings)
     finally:
         objective.mixture.close()
     return [*write_checkpoint(workspace, module, description, data, fitted), *report_teaching(teaching, workspace)]

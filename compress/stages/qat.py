@@ -8,7 +8,14 @@ from compress.artifacts.manifest import Checkpoint, Quantization, TeacherOutputs
 from compress.errors import ModelError, UsageError
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
-from compress.stages.fitting import LIBRARIES, check_fits, learning_data, settings_from_config, write_checkpoint
+from compress.stages.fitting import (
+    LIBRARIES,
+    check_fits,
+    fit_watched,
+    learning_data,
+    settings_from_config,
+    write_checkpoint,
+)
 from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
 
@@ -39,7 +46,6 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
 
     from compress.quantization.quantizer import prepare_qat, scheme_description
     from compress.training.checkpoint import load_checkpoint
-    from compress.training.loop import fit
     from compress.training.objectives import distillation_objective, hard_objective
 
     if inputs.answers and not inputs.teacher:
@@ -67,7 +73,8 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     if inputs.teacher:
         teaching, settings = teaching_from(config, [inputs.teacher], inputs.answers, data, workspace)
         objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-    fitted = fit(prepared, objective, data.train, data.validation, replace(settings, freeze=config.freeze))
+    settings = replace(settings, freeze=config.freeze)
+    fitted = fit_watched(workspace, prepared, objective, data.train, data.validation, settings)
     scheme = scheme_description()
     workspace.quantization = Quantization(scheme=scheme["name"], method="qat")
     metrics = write_checkpoint(workspace, prepared, replace(student.description, scheme=scheme), data, fitted)

@@ -13,6 +13,7 @@ from compress.stages.fitting import (
     LIBRARIES,
     check_fits,
     describe_network,
+    fit_watched,
     learning_data,
     settings_from_config,
     write_checkpoint,
@@ -67,7 +68,6 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.models.pretrained import load_weights
-    from compress.training.loop import fit
     from compress.training.objectives import hard_objective
 
     data = learning_data(config, workspace, taught=False)
@@ -91,7 +91,8 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
     fitted = None
     if config.epochs:
         objective = hard_objective(config.label_smoothing)
-        fitted = fit(module, objective, data.train, data.validation, settings_from_config(config, workspace.seed))
+        settings = settings_from_config(config, workspace.seed)
+        fitted = fit_watched(workspace, module, objective, data.train, data.validation, settings)
     return write_checkpoint(workspace, module, description, data, fitted)
 
 
