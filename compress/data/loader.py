@@ -107,11 +107,10 @@ def batches(
     order_stream, change_stream = _stream(seed, epoch, 0), _stream(seed, epoch, 1)
     order = order_stream.permutation(len(split)) if shuffle else np.arange(len(split))
     count = batch_count(len(split), batch_size, drop_last=drop_last)
-<<<<<<< HEAD
     if labelled:
-        order = _with_labelled(order, split, batch_size, count, labelled, np.random.default_rng([seed, epoch, 4]))
+        order = _with_labelled(order, split, batch_size, count, labelled, _stream(seed, epoch, 4))
         batch_size += labelled
-    changes = _Changes(change_stream, len(split), augment) if augment is not None and augment.active else None
+    changes = _changes(augment, change_stream, len(split), view) if augment.active else None
     return _batches(split, order.astype(np.int64), batch_size, count, changes)
 
 
@@ -128,9 +127,6 @@ def _with_labelled(
         for part in (order[number * batch_size :][:batch_size], extra[number * labelled :][:labelled])
     ]
     return np.concatenate(parts)
-=======
-    changes = _changes(augment, change_stream, len(split), view) if augment.active else None
-    return _batches(split, order.astype(np.int64), batch_size, count, changes)
 
 
 def _check_augmentation(augment: Augmentation, view: int | None, side: int) -> None:
@@ -144,7 +140,6 @@ def _check_augmentation(augment: Augmentation, view: int | None, side: int) -> N
 
 def _stream(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(key))
->>>>>>> cache
 
 
 def _batches(
