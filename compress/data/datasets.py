@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from compress.data import digits, fashion_mnist, imagefolder
+from compress.data import cifar, digits, fashion_mnist, imagefolder
 from compress.data.config import DataConfig
 from compress.data.split import Dataset, Split, file_sha256
 from compress.errors import DataError
@@ -22,6 +22,8 @@ Load = Callable[[DataConfig, Path], Dataset]
 DATASETS: dict[str, tuple[Digests, Load]] = {
     "digits": (digits.digests, digits.load),
     "fashion-mnist": (fashion_mnist.digests, fashion_mnist.load),
+    "cifar10": (cifar.digests, cifar.load),
+    "cifar100": (cifar.digests, cifar.load),
     "imagefolder": (imagefolder.digests, imagefolder.load),
 }
 
