@@ -6,16 +6,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 
+FOLDERS = {
+    "imagefolder": "a folder with train/<class>/ and test/<class>/",
+    "cifar10": "the folder of the binary version, with data_batch_1.bin and test_batch.bin",
+    "cifar100": "the folder of the binary version, with train.bin and test.bin",
+}
+
 
 class DataConfig(BaseModel):
     """Which images are read, and how much of them.
 
-    Only `imagefolder` takes `size`; `digits` is in the box and takes no `path`.
+    Only `imagefolder` takes `size`; `digits` is in the box and takes no `path`; the CIFARs and `imagefolder` need one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: Literal["digits", "fashion-mnist", "imagefolder"]
+    dataset: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder"]
     path: str | None = Field(
         default=None, min_length=1, description="folder of the data, relative to the recipe's folder or absolute"
     )
@@ -39,8 +45,8 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_options(self) -> "DataConfig":
-        if self.dataset == "imagefolder" and self.path is None:
-            raise ValueError("imagefolder needs `path`: a folder with train/<class>/ and test/<class>/")
+        if self.dataset in FOLDERS and self.path is None:
+            raise ValueError(f"{self.dataset} needs `path`: {FOLDERS[self.dataset]}")
         if self.dataset == "digits" and self.path is not None:
             raise ValueError("digits takes no `path`: its images come with scikit-learn")
         if self.dataset != "imagefolder" and self.size is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from compress.data import digits, fashion_mnist, imagefolder
+from compress.data import cifar, digits, fashion_mnist, imagefolder
 from compress.data.config import DataConfig
 from compress.data.split import Dataset, Split, file_sha256
 from compress.errors import DataError
@@ -23,6 +23,8 @@ Load = Callable[[DataConfig, Path], Dataset]
 DATASETS: dict[str, tuple[Digests, Load]] = {
     "digits": (digits.digests, digits.load),
     "fashion-mnist": (fashion_mnist.digests, fashion_mnist.load),
+    "cifar10": (cifar.digests, cifar.load),
+    "cifar100": (cifar.digests, cifar.load),
     "imagefolder": (imagefolder.digests, imagefolder.load),
 }
 

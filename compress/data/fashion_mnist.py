@@ -5,12 +5,13 @@ Any folder with the four IDX files of MNIST's names is read, plain or gzipped, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from compress.data.config import DataConfig
 from compress.data.idx import find_idx, read_idx
-from compress.data.split import RULE_VERSION, Dataset, Split, document_digest
+from compress.data.published import check_classes, check_range, part_digests, shared_images, three_splits
+from compress.data.split import Dataset, Split
 from compress.errors import DataError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -56,20 +57,8 @@ def digests(config: DataConfig, base: Path, hash_file: Callable[[Path], str]) ->
     hashes = {split: [hash_file(path) for path in paths] for split, paths in files.items()}
     taken: list[int] = []
     if (hashes["train"][0], hashes["test"][0]) != DEBIAN_IMAGES:
-        taken = shared_images(read_idx(files["train"][0], 3), read_idx(files["test"][0], 3))
-    # What the test set takes away from training shapes training, though the test set itself does not.
-    learning = {
-        "files": hashes["train"],
-        "taken": document_digest({"indices": taken}),
-        "validation_fraction": fraction(config),
-        "train_samples": config.train_samples,
-    }
-    testing = {"files": hashes["test"], "test_samples": config.test_samples}
-    shaping = {"train": learning, "validation": learning, "test": testing}
-    return {
-        split: document_digest({"dataset": "fashion-mnist", "rule": RULE_VERSION, "split": split, **document})
-        for split, document in shaping.items()
-    }
+        taken = _taken({split: read_idx(paths[0], 3) for split, paths in files.items()})
+    return part_digests(config, hashes["train"], hashes["test"], taken, fraction(config))
 
 
 def fraction(config: DataConfig) -> float:
@@ -77,10 +66,8 @@ def fraction(config: DataConfig) -> float:
     return config.validation_fraction or VALIDATION_FRACTION
 
 
-def shared_images(train: tuple[tuple[int, ...], bytes], test: tuple[tuple[int, ...], bytes]) -> list[int]:
-    """Return the indices of training images that are in the test set too; both as `read_idx` gives them."""
-    tested = set(_images(*test))
-    return [index for index, image in enumerate(_images(*train)) if image in tested]
+def _taken(images: Mapping[str, tuple[tuple[int, ...], bytes]]) -> list[int]:
+    return shared_images(_images(*images["train"]), _images(*images["test"]))
 
 
 def _images(shape: tuple[int, ...], values: bytes) -> list[bytes]:
@@ -94,10 +81,6 @@ def load(config: DataConfig, base: Path) -> Dataset:
     Raises:
         DataError: a file is missing or damaged, labels or shapes do not fit, a class is empty.
     """
-    import numpy as np
-
-    from compress.data.rules import split_off
-
     files = find_files(config, base)
     images = {split: read_idx(paths[0], 3) for split, paths in files.items()}
     train, test = (_split(split, images[split], files[split]) for split in ("train", "test"))
@@ -106,13 +89,7 @@ def load(config: DataConfig, base: Path) -> Dataset:
             f"wrong shape: test images are {test.images.shape[2:]}, expected {train.images.shape[2:]} like train",
             where=str(files["test"][0]),
         )
-    total = round(fraction(config) * len(train))
-    taken = shared_images(images["train"], images["test"])
-    notes = (f"{len(taken)} training images that are in the test set too were left out",) if taken else ()
-    rest = train.take(np.setdiff1d(np.arange(len(train)), taken))
-    train, validation = split_off(rest, total, CLASSES, "validation")
-    shape = (1, train.images.shape[2], train.images.shape[3])
-    return Dataset("fashion-mnist", CLASSES, shape, train, validation, test, notes)
+    return three_splits("fashion-mnist", CLASSES, train, test, _taken(images), fraction(config))
 
 
 def _split(name: str, images: tuple[tuple[int, ...], bytes], paths: tuple[Path, Path]) -> Split:
@@ -122,15 +99,10 @@ def _split(name: str, images: tuple[tuple[int, ...], bytes], paths: tuple[Path, 
     (labelled,), labels = read_idx(paths[1], 1)
     if count != labelled:
         raise DataError(f"got {count} images in {paths[0].name} but {labelled} labels", where=str(paths[1]))
-    array = np.frombuffer(labels, dtype=np.uint8).astype(np.int64)
-    if array.max() >= len(CLASSES):
-        index = int(array.argmax())
-        raise DataError(
-            f"label out of range: got {array[index]} at index {index}, expected 0..{len(CLASSES) - 1}",
-            where=str(paths[1]),
-        )
-    absent = [CLASSES[c] for c in np.flatnonzero(np.bincount(array, minlength=len(CLASSES)) == 0)]
-    if absent:
-        raise DataError(f"too few samples: {name} has none of class {', '.join(absent)}", where=str(paths[1]))
+    values = np.frombuffer(labels, dtype=np.uint8)
+    check_range(values, len(CLASSES), paths[1])
     ids = tuple(f"{name}/{index:05d}" for index in range(count))
-    return Split(name, np.frombuffer(pixels, dtype=np.uint8).reshape(count, 1, *side), array, ids)
+    pictures = np.frombuffer(pixels, dtype=np.uint8).reshape(count, 1, *side)
+    part = Split(name, pictures, values.astype(np.int64), ids)
+    check_classes(part, CLASSES, paths[1])
+    return part
