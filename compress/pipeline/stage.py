@@ -24,6 +24,21 @@ Config = TypeVar("Config", bound=StageConfig)
 Inputs = TypeVar("Inputs")
 
 
+def _unheard(record: Mapping[str, Any]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run is told while a stage trains. None of it may shape the artifact, so none is in a key.
+
+    Attributes:
+        on_epoch: told of every epoch as it ends, with its record of the history; what it raises ends the step.
+    """
+
+    on_epoch: Callable[[Mapping[str, Any]], None] = _unheard
+
+
 @dataclass
 class Workspace:
     """Where a stage may write, and what it is told about the run.
@@ -40,6 +55,7 @@ class Workspace:
     tensors: Sequence[Tensor] = ()
     quantization: Quantization | None = None
     notes: list[str] = field(default_factory=list[str])
+    watch: Watch = Watch()
 
 
 def _same(config: Any) -> Any:

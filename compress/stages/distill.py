@@ -86,7 +86,7 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     settings = settings_from_config(config, workspace.seed)
     teaching = TeacherLogits([one.module for one in teachers], settings, data.train)
     objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-    fitted = fit(module, objective, data.train, data.validation, settings)
+    fitted = fit(module, objective, data.train, data.validation, settings, on_epoch=workspace.watch.on_epoch)
     workspace.notes.append(teaching.describe())
     return write_checkpoint(workspace, module, description, data, fitted)
 

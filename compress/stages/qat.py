@@ -58,7 +58,7 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
         (teacher,) = load_teachers([inputs.teacher], data, workspace)
         teaching = TeacherLogits([teacher.module], settings, data.train)
         objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-    fitted = fit(prepared, objective, data.train, data.validation, settings)
+    fitted = fit(prepared, objective, data.train, data.validation, settings, on_epoch=workspace.watch.on_epoch)
     if teaching:
         workspace.notes.append(teaching.describe())
     scheme = scheme_description()

@@ -83,7 +83,8 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
     fitted = None
     if config.epochs:
         objective = hard_objective(config.label_smoothing)
-        fitted = fit(module, objective, data.train, data.validation, settings_from_config(config, workspace.seed))
+        settings = settings_from_config(config, workspace.seed)
+        fitted = fit(module, objective, data.train, data.validation, settings, on_epoch=workspace.watch.on_epoch)
     return write_checkpoint(workspace, module, description, data, fitted)
 
 
