@@ -157,6 +157,35 @@ def plan(
     plan_recipe(recipe, overrides or [], store, force=force or [], rehash=rehash, as_json=json)
 
 
+@app.command()
+def tune(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that work here.")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|FILE", help="A database or a journal file that workers share; default: in the store."
+        ),
+    ] = None,
+    study: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the recipe's name.")] = None,
+    best: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Write the best recipe there.")] = None,
+    trial: Annotated[int | None, typer.Option(metavar="N", min=0, help="Take this trial for the best.")] = None,
+    store: StoreOption = None,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and the last lines only.")] = False,
+    helper: Annotated[bool, typer.Option("--helper", hidden=True)] = False,
+) -> None:
+    """Find the best values of a recipe's `tune.space`; started again it goes on, and several workers may share it."""
+    from compress.cli.tuning import TuneOptions, tune_recipe
+
+    log.configure(quiet=quiet, json=json)
+    options = TuneOptions(
+        overrides or [], workers, storage, study, best, trial, as_json=json, quiet=quiet, helper=helper
+    )
+    _end(tune_recipe(recipe, store, options))
+
+
 @app.command("ls")
 def list_store(store: StoreOption = None, json: Json = False) -> None:
     """List the runs, tags and artifacts of a store."""

@@ -153,14 +153,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         found.append(f"stage version changed: {old.get('version')} -> {new.get('version')}")
     for part, word in (("config", "config"), ("libraries", "library"), ("facts", "machine")):
         changed = [
-            f"{name} {before} -> {after}" for name, before, after in _changes(old.get(part, {}), new.get(part, {}))
+            f"{name} {before} -> {after}" for name, before, after in changes(old.get(part, {}), new.get(part, {}))
         ]
         if changed:
             found.append(f"{word} changed: {', '.join(changed)}")
     if old.get("seed") != new.get("seed"):
         found.append(f"seed changed: {old.get('seed')} -> {new.get('seed')}")
     for part, word in (("inputs", "input"), ("ancestors", "input"), ("data", "data"), ("sources", "source")):
-        changed = [name for name, _, _ in _changes(old.get(part, {}), new.get(part, {}))]
+        changed = [name for name, _, _ in changes(old.get(part, {}), new.get(part, {}))]
         if changed:
             found.append(f"{word} changed: {', '.join(changed)}")
     if old.get("names") != new.get("names"):
@@ -168,7 +168,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found or ["key schema changed"]
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What differs between two documents: (dotted key, before, after), `(absent)` where one has no such key."""
     before, after = _flat(old), _flat(new)
     names = [*before, *(name for name in after if name not in before)]
     return [

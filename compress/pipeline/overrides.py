@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from compress.pipeline.validation import dotted
@@ -29,7 +29,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str], top_level: Sequence[st
         if value.problems:
             tree.problems += value.problems
             continue
-        path, problem = _full_path(tree.value, tuple(name.strip().split(".")), top_level)
+        path, problem = full_path(tree.value, tuple(name.strip().split(".")), top_level)
         problem = problem or _assign(tree.value, path, value.value)
         if problem:
             tree.problems.append(f"{source}: {problem}")
@@ -41,7 +41,14 @@ def apply_overrides(tree: Tree, overrides: Sequence[str], top_level: Sequence[st
         tree.origins.update({(*path, *inner): origin for inner, origin in value.origins.items()})
 
 
-def _full_path(recipe: dict[str, Any], path: tuple[str, ...], top_level: Sequence[str]) -> tuple[Path, str]:
+def full_path(recipe: Mapping[str, Any], path: tuple[str, ...], top_level: Sequence[str]) -> tuple[Path, str]:
+    """Where a dotted key of `--set` leads, e.g. (steps, teacher, epochs); and what is wrong with it, or nothing.
+
+    Args:
+        recipe: as it is written.
+        path: the parts of the key.
+        top_level: keys that a recipe may have.
+    """
     found = recipe.get("steps")
     steps = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     if path[0] not in top_level and path[0] in steps:

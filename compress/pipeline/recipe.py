@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from compress.errors import RecipeError
 from compress.pipeline.overrides import apply_overrides
 from compress.pipeline.stage import Catalogue
 from compress.pipeline.steps import NAME, Step, fully_wired, read_steps
+from compress.pipeline.tuning import TuneConfig, unmeasurable
 from compress.pipeline.validation import dotted, validate
 from compress.pipeline.yaml_tree import Tree, nearest, parse
 
-TOP_LEVEL = ("name", "seed", "data", "steps", "gates")
+TOP_LEVEL = ("name", "seed", "data", "steps", "gates", "tune")
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -30,6 +31,8 @@ class Recipe:
     data: Any  # an instance of the catalogue's data schema; None where no step reads data
     steps: tuple[Step, ...]  # each after its inputs
     gates: BaseModel
+    tune: TuneConfig | None
+    document: Mapping[str, Any]  # the same as it is written, overrides applied
     path: Path  # as it was given
     base: Path  # absolute folder of the recipe: relative paths and `module:callable` start here
 
@@ -64,13 +67,29 @@ def load_recipe(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> R
     Raises:
         RecipeError: the file cannot be read, or the recipe has problems; the message lists them all.
     """
+    recipe, tree = _read_recipe(path, overrides, catalogue)
+    if recipe is None:
+        raise _error(path, tree)
+    return recipe
+
+
+def recipe_problems(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> list[str]:
+    """Sentences about what `load_recipe` would refuse; none where it would not.
+
+    Raises:
+        RecipeError: the file cannot be read, or is empty.
+    """
+    return _read_recipe(path, overrides, catalogue)[1].problems
+
+
+def _read_recipe(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> tuple[Recipe | None, Tree]:
     tree = parse(_read(path), str(path))
     if tree.value is None and not tree.problems:
         raise RecipeError("the recipe is empty", where=str(path), hint=f"a recipe has the keys {', '.join(TOP_LEVEL)}")
     if not isinstance(tree.value, dict):
         if not tree.problems:
             tree.problems.append(f"{path}:1: a recipe is a mapping, got a {_type_name(tree.value)}")
-        raise _error(path, tree)
+        return None, tree
     apply_overrides(tree, overrides, TOP_LEVEL)
     for key in tree.mapping:
         if key not in TOP_LEVEL:
@@ -83,9 +102,10 @@ def load_recipe(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> R
         for key, wrong in catalogue.check_gates(gates, steps):
             place = ("gates", key) if key else ("gates",)
             tree.problems.append(f"{tree.origin(place)}: {dotted(place)}: {wrong}")
+    tune = _tune(tree, steps)
     if tree.problems or gates is None:
-        raise _error(path, tree)
-    return Recipe(name, seed, data, tuple(steps), gates, path, path.parent.resolve())
+        return None, tree
+    return Recipe(name, seed, data, tuple(steps), gates, tune, tree.mapping, path, path.parent.resolve()), tree
 
 
 def recipe_schema(catalogue: Catalogue) -> dict[str, Any]:
@@ -134,6 +154,16 @@ def _data(tree: Tree, catalogue: Catalogue, steps: Sequence[Step]) -> Any:
     if readers:
         tree.problems.append(f"{tree.origin(())}: missing key 'data', which step {readers[0]!r} reads")
     return None
+
+
+def _tune(tree: Tree, steps: Sequence[Step]) -> TuneConfig | None:
+    if tree.mapping.get("tune") is None:
+        return None
+    tune = validate(TuneConfig, tree.mapping["tune"], ("tune",), tree)
+    if tune is not None and fully_wired(tree, steps):
+        for place, wrong in unmeasurable(tune, steps):
+            tree.problems.append(f"{tree.origin(place)}: {dotted(place)}: {wrong}")
+    return tune
 
 
 def _error(path: Path, tree: Tree) -> RecipeError:

@@ -8,12 +8,13 @@ from pydantic.json_schema import models_json_schema
 
 from compress.pipeline.roles import roles_of
 from compress.pipeline.stage import Catalogue, Stage
+from compress.pipeline.tuning import TuneConfig
 
 
 def schema_from_catalogue(catalogue: Catalogue, max_seed: int) -> dict[str, Any]:
     """JSON schema (2020-12) of the recipes that `catalogue` allows."""
     stages = [catalogue.stages[name] for name in sorted(catalogue.stages)]
-    models = [catalogue.data, catalogue.gates, *dict.fromkeys(stage.config for stage in stages)]
+    models = [catalogue.data, catalogue.gates, TuneConfig, *dict.fromkeys(stage.config for stage in stages)]
     refs, definitions = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
     shared = definitions.get("$defs", {})
     configs = {model: shared[refs[model, "validation"]["$ref"].rpartition("/")[2]] for model in models}
@@ -27,6 +28,7 @@ def schema_from_catalogue(catalogue: Catalogue, max_seed: int) -> dict[str, Any]
             "seed": {"type": "integer", "minimum": 0, "maximum": max_seed, "default": 0},
             "data": refs[catalogue.data, "validation"],
             "gates": refs[catalogue.gates, "validation"],
+            "tune": refs[TuneConfig, "validation"],
             "steps": {
                 "type": "object",
                 "minProperties": 1,

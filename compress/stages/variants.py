@@ -52,7 +52,7 @@ class Runnable:
         assert self.session is not None
         size = min(EVALUATION_BATCH, self.largest or EVALUATION_BATCH)
         parts: list[NDArray[np.float32]] = []
-        with progress(f"{self.artifact.step}: test images", len(images), "images") as bar:
+        with progress(f"{self.artifact.step}: images", len(images), "images") as bar:
             for start in range(0, len(images), size):
                 chunk = images[start : start + size]
                 # A last batch that no profile takes is filled up, and the filling's answers are dropped.
@@ -60,6 +60,18 @@ class Runnable:
                 parts.append(self.session.run({INPUT: fed})[OUTPUT][: len(chunk)])
                 bar.advance(len(chunk))
         return np.concatenate(parts)
+
+
+def file_of(artifact: Artifact) -> Path:
+    """The file of an artifact that runs here."""
+    if isinstance(artifact, Checkpoint):
+        return artifact.path / "weights.safetensors"
+    if isinstance(artifact, OnnxModel | QuantizedOnnx):
+        return artifact.path / ("model.onnx" if isinstance(artifact, OnnxModel) else "model.ort.onnx")
+    assert isinstance(artifact, Engine), artifact
+    from compress.engines.sidecar import find_plan
+
+    return find_plan(artifact.path, FACTS["compute_capability"]())
 
 
 def runnable_from_artifact(
@@ -80,22 +92,21 @@ def runnable_from_artifact(
 
         module = load_checkpoint(artifact.path, base).module
         session = TorchSession.load(module, device, threads=threads)
-        return Runnable(artifact, artifact.path / "weights.safetensors", f"torch {device}", session)
+        return Runnable(artifact, file_of(artifact), f"torch {device}", session)
     if isinstance(artifact, OnnxModel | QuantizedOnnx):
         from compress.engines.onnxruntime_session import OnnxRuntimeSession
 
-        file = artifact.path / ("model.onnx" if isinstance(artifact, OnnxModel) else "model.ort.onnx")
+        file = file_of(artifact)
         # A signed Q/DQ graph is what TensorRT reads: here it is computed node by node, as ONNX defines it.
         signed = isinstance(artifact, OnnxModel) and artifact.manifest.quantization is not None
         label = "onnxruntime cpu, unoptimized" if signed else "onnxruntime cpu"
         return Runnable(artifact, file, label, OnnxRuntimeSession.load(file, threads=threads, optimized=not signed))
     assert isinstance(artifact, Engine), artifact
     from compress.engines.availability import why_not
-    from compress.engines.sidecar import find_plan
     from compress.engines.tensorrt_session import TensorRTSession
 
     backend = artifact.manifest.config["backend"]
-    file = find_plan(artifact.path, FACTS["compute_capability"]())
+    file = file_of(artifact)
     if reason := why_not(backend):
         return Runnable(artifact, file, f"{backend} cuda", None, reason)
     batch = artifact.manifest.config["batch"]

@@ -14,10 +14,10 @@ import compress
 
 HEAVY = (
     "torch", "torchao", "lightning_fabric", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "onnxscript",
-    "tensorrt_rtx", "tensorrt", "pycuda", "matplotlib", "PIL",
+    "tensorrt_rtx", "tensorrt", "pycuda", "matplotlib", "PIL", "optuna", "sqlalchemy",
 )  # fmt: skip
 COMMANDS = (
-    "run", "plan", "ls", "tag", "show", "report", "compare", "validate", "bench", "lint", "quantize", "schema",
+    "run", "plan", "tune", "ls", "tag", "show", "report", "compare", "validate", "bench", "lint", "quantize", "schema",
     "doctor",
 )  # fmt: skip
 # `compress --help` needs Typer and a little of the standard library: 160 modules. Rich would add 100, pydantic 80.
@@ -111,7 +111,14 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def test_stages_and_pipeline_import_without_a_tensor_library(tmp_path: Path) -> None:
-    lean = ("compress.cli", "compress.stages", "compress.pipeline", "compress.artifacts", "compress.report")
+    lean = (
+        "compress.cli",
+        "compress.tuning",
+        "compress.stages",
+        "compress.pipeline",
+        "compress.artifacts",
+        "compress.report",
+    )
     names = [name for name in public_modules() if name.startswith(lean)]
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL, json.dumps(names)],

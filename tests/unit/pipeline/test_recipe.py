@@ -169,7 +169,7 @@ def test_a_required_role_is_inferred_from_the_only_earlier_step_and_an_optional_
         (
             HEAD + "  data: {stage: train, text: t}\n  1: {stage: train, text: t}\n",
             [
-                "r.yaml:4: steps.data: the step's name is a key of the recipe (name, seed, data, steps, gates)",
+                "r.yaml:4: steps.data: the step's name is a key of the recipe (name, seed, data, steps, gates, tune)",
                 "r.yaml:5: keys must be strings, got '1'; put it in quotes",
             ],
         ),

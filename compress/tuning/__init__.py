@@ -1,0 +1,1 @@
+"""Studies: many runs of one recipe with other values, shared by several workers, and what the best of them was."""

@@ -1,0 +1,157 @@
+"""One trial: the recipe with values that the study chose, run through the store, and the figures of what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from compress.artifacts.manifest import Artifact
+from compress.artifacts.store import Store
+from compress.log import get_logger
+from compress.pipeline import runner
+from compress.pipeline.recipe import Recipe, load_recipe
+from compress.pipeline.runner import StepEvent
+from compress.pipeline.stage import Catalogue
+from compress.tuning import figures
+from compress.tuning.figures import Figure
+from compress.tuning.space import override
+from compress.tuning.studies import AS_WRITTEN, Plan
+
+if TYPE_CHECKING:
+    import optuna
+
+    from compress.data.split import Split
+
+LOCK_TIMEOUT_S = 7 * 24 * 3600.0  # another worker may be training the teacher that all of them need
+RUN, FIGURES, ARTIFACTS = "run", "figures", "artifacts"
+
+log = get_logger(__name__)
+
+
+class Pruned(BaseException):
+    """The study gave the trial up; a BaseException, so that nothing but clean-up handles it on the way out."""
+
+
+def trial_recipe(plan: Plan, values: Mapping[str, Any], catalogue: Catalogue) -> Recipe:
+    """The recipe with some values, cut down to the steps that the objectives need: no benchmark, so no test image.
+
+    Raises:
+        RecipeError: the values do not go together.
+    """
+    settings = [override(key, value) for key, value in values.items()]
+    return plan.cut(load_recipe(plan.recipe.path, [*plan.overrides, *settings], catalogue))
+
+
+class Evaluator:
+    """Runs trials of one study, one after the other, in this process.
+
+    Args:
+        plan: what is tuned.
+        study: whose trials.
+        store: where artifacts are and go.
+        catalogue: the stages.
+    """
+
+    def __init__(self, plan: Plan, study: optuna.Study, store: Store, catalogue: Catalogue) -> None:
+        self._plan = plan
+        self._study = study
+        self._store = store
+        self._catalogue = catalogue
+        self._written: Artifact | None = None
+
+    @cached_property
+    def _validation(self) -> Split:
+        from compress.data.datasets import load_dataset
+
+        return load_dataset(self._plan.recipe.data, self._plan.recipe.base).validation
+
+    def prepare(self) -> None:
+        """Make what latencies are held against: the same step of the recipe as it is written, where one is wanted.
+
+        Raises:
+            CompressError: as `compress.pipeline.runner.run`.
+        """
+        step = self._plan.objectives.get("latency")
+        if step is not None and self._written is None:
+            recipe = trial_recipe(self._plan, self._study.user_attrs[AS_WRITTEN], self._catalogue)
+            needed = {step, *recipe.upstream(step)}
+            made, _ = self._make(replace(recipe, steps=tuple(one for one in recipe.steps if one.name in needed)), None)
+            self._written = made[step]
+
+    def run(self, trial: optuna.Trial, values: Mapping[str, Any]) -> list[float]:
+        """Run a trial; run, artifacts and figures are noted in it.
+
+        Args:
+            trial: whose values they are.
+            values: by key of the recipe.
+
+        Returns:
+            The objectives, in the order of the study.
+
+        Raises:
+            Pruned: the study gives the trial up after an epoch.
+            RecipeError: the values do not go together.
+            InputError: data or model cannot take them, e.g. because the loss is not finite.
+            CompressError: what has nothing to do with the values.
+        """
+        recipe = trial_recipe(self._plan, values, self._catalogue)
+        made, run = self._make(recipe, trial)
+        found = {figure: self._figure(figure, made[step]) for figure, step in self._plan.objectives.items()}
+        trial.set_user_attr(RUN, run)
+        named = {step: made[step].manifest for step in dict.fromkeys(self._plan.objectives.values())}
+        artifacts = {step: {"stage": one.stage, "key": one.key, "digest": one.digest} for step, one in named.items()}
+        trial.set_user_attr(ARTIFACTS, artifacts)
+        trial.set_user_attr(FIGURES, {figure: one.document() for figure, one in found.items()})
+        return [one.value for one in found.values()]
+
+    def _figure(self, figure: str, artifact: Artifact) -> Figure:
+        tune, base = self._plan.tune, self._plan.recipe.base
+        self._store.verify(artifact)
+        if figure == "size":
+            return figures.size(artifact)
+        if figure == "accuracy":
+            return figures.accuracy(artifact, lambda: self._validation, base, threads=tune.threads)
+        assert self._written is not None, "prepare comes first"
+        self._store.verify(self._written)
+        options = {"batch": tune.batch, "threads": tune.threads}
+        return figures.latency(artifact, self._written, self._validation, base, **options)
+
+    def _make(self, recipe: Recipe, trial: optuna.Trial | None) -> tuple[dict[str, Artifact], str]:
+        """Run a recipe; returns its artifacts by step, and the run's id."""
+        made: dict[str, Artifact] = {}
+
+        def on_event(event: StepEvent) -> None:
+            if event.kind == "waiting":
+                log.info("%s: another worker is making it; waiting for its result", event.step)
+            if event.artifact is not None:
+                made[event.step] = event.artifact
+
+        def on_epoch(step: str, record: Mapping[str, Any]) -> None:
+            if trial is not None and self._plan.tune.pruner != "none":
+                self._report(trial, step, record)
+
+        record = runner.run(
+            recipe,
+            self._store,
+            self._catalogue,
+            lock_timeout_s=LOCK_TIMEOUT_S,
+            on_event=on_event,
+            on_epoch=on_epoch,
+        )
+        return made, record.id
+
+    def _report(self, trial: optuna.Trial, step: str, record: Mapping[str, Any]) -> None:
+        """Tell the study how a trial does, and end it where the study has seen enough."""
+        epochs = self._plan.epochs
+        if step not in epochs:
+            return
+        names: Sequence[str] = list(epochs)
+        # Epochs count on from step to step, so that the same number means the same in all trials.
+        at = sum(epochs[name] for name in names[: names.index(step)]) + record["epoch"]
+        trial.report(record["validation_top1"], at)
+        if trial.should_prune():
+            raise Pruned(
+                f"after epoch {record['epoch']} of {step}: top-1 {record['validation_top1']:.4f} on validation"
+            )

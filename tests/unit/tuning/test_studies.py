@@ -1,0 +1,207 @@
+"""Whole studies of the toy: what is tried, what is noted, what may go on and what may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from compress.errors import InputError, ModelError, TryAgainError, UsageError
+from compress.tuning.claims import Outcome
+
+
+def test_a_study_runs_its_trials_and_notes_what_came_out(studio, toy):
+    trials = studio.work()
+    assert [trial.outcome for trial in trials] == [Outcome.DONE] * 6
+    for trial in trials:
+        assert set(trial.values) == {"steps.student.temperature", "student.model.widths"}
+        assert 1 <= trial.values["steps.student.temperature"] <= 16
+        assert trial.values["student.model.widths"] in ([2], [4], [8, 8])
+        assert trial.figures["accuracy"] == {
+            "value": trial.objectives["accuracy"], "unit": "fraction", "split": "validation", "n": 100,
+        }  # fmt: skip
+        assert trial.run is not None
+        record = studio.store.read_run(trial.run).step("student")
+        assert record is not None
+        assert (record.key, record.digest) == (trial.artifacts["student"]["key"], trial.artifacts["student"]["digest"])
+    assert toy.RAN.count("teacher") == 1, "what no knob changes is made once"
+
+
+def test_no_benchmark_runs_so_no_test_data_are_read(studio, toy):
+    studio.work()
+    assert set(toy.RAN) == {"teacher", "student"}
+
+
+def test_the_first_trial_is_the_recipe_as_it_is_written(studio):
+    assert studio.work()[0].values == {"steps.student.temperature": 2.0, "student.model.widths": [4]}
+
+
+def test_a_recipe_outside_its_space_is_no_trial(studio):
+    first = studio.work("student.temperature=50")[0]
+    assert first.values["steps.student.temperature"] <= 16
+
+
+def test_a_finished_study_runs_nothing_and_more_trials_can_be_asked_for(studio, toy):
+    studio.work()
+    toy.RAN.clear()
+    assert len(studio.work()) == 6
+    assert toy.RAN == []
+    assert len(studio.work("tune.trials=8")) == 8
+
+
+def test_the_same_seed_tries_the_same_values_and_another_seed_others(studio, tmp_path):
+    first = [trial.values for trial in studio.work()]
+    studio.storage = str(tmp_path / "again.journal")
+    assert [trial.values for trial in studio.work()] == first
+    studio.storage = str(tmp_path / "other.journal")
+    other = [trial.values for trial in studio.work("tune.seed=1")]
+    assert other[0] == first[0]
+    assert all(one != two for one, two in zip(other[1:], first[1:], strict=True))
+
+
+def test_an_interrupted_trial_is_repeated_with_the_same_values_and_nothing_else_changes(studio, toy, tmp_path):
+    undisturbed = [trial.values for trial in studio.work()]
+    studio.storage = str(tmp_path / "again.journal")
+    studio.store = type(studio.store)(tmp_path / "other")
+
+    def interrupt(config, workspace):
+        if len(toy.RAN) == 4:
+            raise KeyboardInterrupt
+
+    toy.RAN.clear()
+    toy.HOOK.append(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        studio.work()
+    toy.HOOK.clear()
+    broken = studio.trials()
+    assert [trial.outcome for trial in broken] == [Outcome.DONE] * 2 + [Outcome.INTERRUPTED]
+    trials = studio.work()
+    assert [trial.outcome for trial in trials].count(Outcome.DONE) == 6
+    assert [(trial.number, trial.repeats) for trial in trials if trial.repeats is not None] == [(3, 2)]
+    assert trials[3].values == broken[2].values
+    done = [trial.values for trial in trials if trial.outcome is Outcome.DONE]
+    assert done == undisturbed
+
+
+@pytest.mark.parametrize("kind", [ModelError, InputError])
+def test_a_trial_that_fails_because_of_its_values_is_not_repeated(studio, toy, kind):
+    def fail(config, workspace):
+        if workspace.step == "student" and config.model.widths == (2,):
+            raise kind("the loss is nan")
+
+    toy.HOOK.append(fail)
+    trials = studio.work()
+    assert len(trials) == 6
+    failed = [trial for trial in trials if trial.outcome is Outcome.FAILED]
+    assert failed
+    for trial in failed:
+        assert trial.values["student.model.widths"] == [2]
+        assert trial.objectives == {}
+        assert trial.reason.startswith("the loss is nan\n  where: step student")
+
+
+def test_values_that_do_not_go_together_fail_their_trial_alone(studio):
+    studio.write(
+        (
+            "    student.model.widths: {choices: [[2], [4], [8, 8]]}",
+            "    student.epochs: {choices: [3, 5]}\n    student.samples: {low: 2, high: 13}",
+        )
+    )
+    trials = studio.work("tune.trials=12")
+    refused = [trial for trial in trials if trial.outcome is Outcome.FAILED]
+    assert refused
+    assert all("samples times epochs must not exceed 40" in trial.reason for trial in refused)
+    for trial in trials:
+        affordable = trial.values["student.epochs"] * trial.values["student.samples"] <= 40
+        assert (trial.outcome is Outcome.DONE) == affordable
+
+
+def test_other_errors_end_the_worker_and_give_the_trial_back(studio, toy):
+    def full(config, workspace):
+        raise TryAgainError("the disk is full")
+
+    toy.HOOK.append(full)
+    with pytest.raises(TryAgainError, match="the disk is full"):
+        studio.work()
+    toy.HOOK.clear()
+    assert [trial.outcome for trial in studio.trials()] == [Outcome.INTERRUPTED]
+    assert [trial.outcome for trial in studio.work()].count(Outcome.DONE) == 6
+
+
+def test_a_pruner_ends_trials_that_are_worse_after_the_same_epoch(studio, toy):
+    trials = studio.work("tune.trials=20", "tune.pruner=median")
+    pruned = [trial for trial in trials if trial.outcome is Outcome.PRUNED]
+    done = [trial for trial in trials if trial.outcome is Outcome.DONE]
+    assert len(pruned) + len(done) == 20
+    assert len(done) >= 5, "the median of fewer is not trusted"
+    assert pruned
+    assert all("of student: top-1 0." in trial.reason for trial in pruned)
+    assert max(trial.objectives["accuracy"] for trial in done) > 0.9
+    *_, study = studio.open("tune.trials=20", "tune.pruner=median")
+    reported = [trial.intermediate_values for trial in study.get_trials()]
+    assert all(set(values) <= {1, 2, 3} for values in reported), "the teacher, the same in all, reports nothing"
+    assert reported[0]
+    record = next(run for run in studio.store.list_runs() if run.status == "interrupted")
+    assert record.step("student").error.startswith("Pruned: after epoch")
+    assert not list((studio.store.root / ".drafts").iterdir())
+
+
+def test_without_a_pruner_nothing_is_reported(studio):
+    studio.work()
+    *_, study = studio.open()
+    assert {len(trial.intermediate_values) for trial in study.get_trials()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ((("epochs: 2", "epochs: 3"),), "steps.teacher.config.epochs 2 -> 3"),
+        ((("name: toy\n", "name: toy\nseed: 1\n"),), "seed 0 -> 1"),
+        ((("high: 16", "high: 8"),), "tune.space.steps.student.temperature.high 16 -> 8"),
+        ((("{accuracy: student}", "{size: student}"),), "tune.objectives.accuracy student -> None"),
+    ],
+)
+def test_a_study_of_another_recipe_is_refused_and_left_as_it_is(studio, change, told):
+    studio.work()
+    studio.write(*change)
+    journal = studio.store.root / "tune" / "toy.journal"
+    before = journal.read_bytes()
+    with pytest.raises(UsageError, match="the study 'toy' is of another recipe") as caught:
+        studio.open()
+    assert told in caught.value.message
+    assert "--study" in caught.value.hint
+    assert journal.read_bytes().startswith(before)
+    plan, _, study = studio.open(name="other")
+    assert study.study_name == "other"
+    assert plan.tune.trials == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("temperature: 2.0  # softening", "temperature: 3.0"),
+        ("trials: 6", "trials: 7"),
+        ("trials: 6", "trials: 6\n  seed: 3"),
+        ("# a study of the toy", "# another remark"),
+        ("  report: {stage: benchmark, reference: student}\n", ""),
+    ],
+)
+def test_what_a_study_does_not_depend_on_may_change(studio, change):
+    studio.work()
+    studio.write(change)
+    assert len(studio.trials()) == 6
+
+
+def test_what_latencies_are_held_against_stays_what_it_was(studio):
+    studio.open()
+    studio.write(("temperature: 2.0", "temperature: 3.0"))
+    *_, study = studio.open()
+    assert study.user_attrs["as_written"] == {"steps.student.temperature": 2.0, "student.model.widths": [4]}
+
+
+def test_a_study_of_another_program_is_refused(studio, tmp_path):
+    import optuna
+
+    studio.storage = f"sqlite:///{tmp_path / 'foreign.db'}"
+    study = optuna.create_study(storage=studio.storage, study_name="toy", direction="maximize")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(UsageError, match="was not made by `compress tune`"):
+        studio.open()
