@@ -2,6 +2,7 @@
 
 <store>/<stage>/<key12>/          payload and manifest.json; later revisions are <key12>.<n>
 <store>/runs/<recipe>-<n>.json    run records
+<store>/traces/<run>/<step>/      what training left beside its artifact: event files, profiles; nothing reads them here
 <store>/tags/<name>.json          names that people gave to runs
 <store>/quarantine/               damaged artifacts, each with the reason beside it
 <store>/.drafts/  .locks/  .hashes.json
@@ -26,7 +27,8 @@ from compress.artifacts.manifest import ARTIFACTS, Artifact, FileEntry, Manifest
 from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, CompressError, TryAgainError
 
-_NOT_STAGES = {"runs", "quarantine", tags.FOLDER}
+_TRACES = "traces"
+_NOT_STAGES = {"runs", "quarantine", _TRACES, tags.FOLDER}
 _FOLDER = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})(?:\.([1-9][0-9]*))?")
 
 
@@ -337,6 +339,10 @@ class Store:
     def latest_run(self, recipe: str) -> RunRecord | None:
         """The newest run of the recipe called `recipe`, whatever became of it; None if it never ran."""
         return next(self.runs_of(recipe), None)
+
+    def traces(self, run_id: str) -> Path:
+        """Folder, one for each step below it, of what training left in a run; missing where it left nothing."""
+        return self.root / _TRACES / run_id
 
     def artifact_of(self, step: StepRecord) -> Artifact:
         """The artifact that a run's step produced or reused.

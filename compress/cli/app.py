@@ -127,6 +127,9 @@ def run(
     store: StoreOption = None,
     lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait for another writer.")] = 600.0,
     rehash: Rehash = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Profile a few steps of each training; not of hits.")
+    ] = False,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings, gates and the last lines only.")] = False,
 ) -> None:
@@ -134,7 +137,7 @@ def run(
     from compress.cli.running import RunOptions, run_recipe
 
     log.configure(quiet=quiet, json=json)
-    options = RunOptions(until, only, force or [], lock_timeout, rehash, as_json=json, quiet=quiet)
+    options = RunOptions(until, only, force or [], lock_timeout, rehash, as_json=json, quiet=quiet, profile=profile)
     _end(run_recipe(recipe, overrides or [], store, options, gates=gate or []))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts.manifest import Artifact, Engine, QuantizedOnnx, Report
+from compress.artifacts.manifest import Artifact, Checkpoint, Engine, QuantizedOnnx, Report
 from compress.artifacts.runs import RunRecord
 from compress.artifacts.store import Store
 from compress.cli.gating import overrides_from_gates
@@ -33,6 +33,7 @@ _FILES: dict[type[Artifact], tuple[tuple[str, str], ...]] = {
     Engine: (("engine", "model*.plan"),),  # one for all GPUs, or one for each
     Report: (("report", "report.json"),),
 }
+_PROFILE, _OPERATORS = "profile.json", "operators.txt"
 _ENDS = {
     EXIT_OK: "passed",
     EXIT_GATE_FAILED: "a gate failed",
@@ -47,12 +48,14 @@ class Printer:
     Args:
         recipe: for the widths of the columns.
         silent: print no line; warnings still go to standard error.
+        profiling: warn of what is not profiled.
     """
 
-    def __init__(self, recipe: Recipe, *, silent: bool) -> None:
+    def __init__(self, recipe: Recipe, *, silent: bool, profiling: bool = False) -> None:
         self.artifacts: dict[str, Artifact] = {}
         self.run = ""  # id of the run, once it has told something
         self._silent = silent
+        self._profiling = profiling
         self._reasons: dict[str, str] = {}
         self._name_width = max(len(step.name) for step in recipe.steps)
         self._stage_width = max(len(step.stage.name) for step in recipe.steps)
@@ -69,6 +72,8 @@ class Printer:
         else:
             if event.artifact is not None:
                 self.artifacts[event.step] = event.artifact
+            if self._profiling and event.kind == "hit" and isinstance(event.artifact, Checkpoint):
+                log.warning("%s: a hit, so it is not profiled; --force %s trains it again", event.step, event.step)
             if not self._silent:
                 print(self._line(event), flush=True)
 
@@ -94,7 +99,8 @@ class RunOptions:
 
     `until` names the last step and `only` the single one; `force` repeats steps even on a hit; `lock_timeout_s` is how
     long to wait for another writer, seconds; `rehash` ignores remembered hashes of data files; `as_json` prints one
-    document at the end instead of lines and tables, `quiet` gates and the last lines only.
+    document at the end instead of lines and tables, `quiet` gates and the last lines only; `profile` profiles every
+    training that runs.
     """
 
     until: str | None
@@ -104,6 +110,7 @@ class RunOptions:
     rehash: bool
     as_json: bool
     quiet: bool
+    profile: bool = False
 
 
 def run_recipe(
@@ -135,7 +142,7 @@ def run_recipe(
     recipe = load_recipe(path, [*overrides, *overrides_from_gates(gates)], CATALOGUE)
     store = Store(store_root(store_option, path))
     silent = options.as_json or options.quiet
-    printer = Printer(recipe, silent=silent)
+    printer = Printer(recipe, silent=silent, profiling=options.profile)
     if not silent:
         print(f"{recipe.name}: {len(recipe.steps)} steps, seed {recipe.seed}, store {shown(store.root)}", flush=True)
     try:
@@ -148,6 +155,7 @@ def run_recipe(
             force=options.force,
             lock_timeout_s=options.lock_timeout_s,
             rehash=options.rehash,
+            profile=options.profile,
             on_event=printer.on_event,
         )
     except Exception:
@@ -173,7 +181,10 @@ def written_pages(store: Store, record: RunRecord) -> dict[str, Path]:
 
 
 def run_document(record: RunRecord, store: Store, pages: Mapping[str, Path] | None = None) -> dict[str, Any]:
-    """What `compress run --json` prints; `pages` are the HTML files that were written, by step."""
+    """What `compress run --json` prints; `pages` are the HTML files that were written, by step.
+
+    `traces` is the folder of what training left, null where every training was a hit.
+    """
     steps = [
         {
             "name": step.name,
@@ -196,6 +207,7 @@ def run_document(record: RunRecord, store: Store, pages: Mapping[str, Path] | No
         "steps": steps,
         "gates": list(record.gates),
         "pages": {step: str(path) for step, path in (pages or {}).items()},
+        "traces": str(traces) if (traces := store.traces(record.id)).is_dir() else None,
         "exit_code": record.exit_code,
     }
 
@@ -240,12 +252,25 @@ def print_outcome(
     if files:
         print()
         print_tables([Table("", ("Files", "", ""), tuple(files))])
+    if lines := list(trace_lines(store.traces(record.id))):
+        print("\n" + "\n".join(lines))
     hits = sum(step.status == "hit" for step in record.steps)
     end = _ENDS.get(record.exit_code or EXIT_OK, f"exit code {record.exit_code}")
     print(f"\n{record.id}: {end}; {len(record.steps)} steps, {hits} hits, {duration_text(seconds)}")
     missing = not_evaluated(verdicts)
     if missing:
         print(missing)
+
+
+def trace_lines(traces: Path) -> Iterator[str]:
+    """Where what training left in a run lies, and what opens it; nothing where every training was a hit."""
+    if any(traces.glob("*/events.*")):
+        yield f"training, epoch by epoch: tensorboard --logdir {shown(traces)}"
+    if any(traces.glob(f"*/{_PROFILE}")):
+        yield (
+            f"profiles of training, for ui.perfetto.dev: {shown(traces)}/*/{_PROFILE}; "
+            f"slowest operators: {_OPERATORS} beside them"
+        )
 
 
 def plan_recipe(

@@ -36,7 +36,7 @@ def show_reference(reference: str, store_option: Path | None, *, as_json: bool) 
         if as_json:
             print_document(found.model_dump(mode="json"))
         else:
-            _print_run(found)
+            _print_run(found, store.traces(found.id))
         return
     details = describe_payload(store, found)
     if as_json:
@@ -131,14 +131,16 @@ def describe_payload(store: Store, artifact: Artifact) -> dict[str, Any]:
     return {}
 
 
-def _print_run(run: RunRecord) -> None:
-    facts = {
+def _print_run(run: RunRecord, traces: Path) -> None:
+    facts: dict[str, object] = {
         "recipe": f"{run.recipe} ({run.recipe_path})",
         "seed": run.seed,
         "status": run.status,
         "started (UTC)": run.started_at[:19].replace("T", " "),
         "exit code": ABSENT if run.exit_code is None else run.exit_code,
     }
+    if traces.is_dir():
+        facts["traces of training"] = shown(traces)
     rows = tuple(
         (step.name, step.stage, step.status, short_key(step.key, step.revision), duration_text(step.seconds))
         for step in run.steps

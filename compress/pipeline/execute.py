@@ -18,8 +18,10 @@ from compress.pipeline import machine
 from compress.pipeline.recipe import Recipe
 from compress.pipeline.roles import ANCESTORS, roles_of, wants_ancestors
 from compress.pipeline.source import package_source
-from compress.pipeline.stage import StageConfig, Workspace
+from compress.pipeline.stage import StageConfig, Watch, Workspace
 from compress.pipeline.steps import Step
+
+_UNWATCHED = Watch()
 
 
 def execute(
@@ -29,6 +31,7 @@ def execute(
     artifacts: Mapping[str, Artifact],
     recipe: Recipe,
     store: Store,
+    watch: Watch = _UNWATCHED,
 ) -> Artifact:
     """Run the step's stage; on any error, an interrupt included, the draft is gone and nothing is published.
 
@@ -39,6 +42,7 @@ def execute(
         artifacts: by step name, at least everything upstream, verified.
         recipe: the recipe.
         store: where the artifact goes.
+        watch: what is left and told meanwhile.
 
     Raises:
         TryAgainError: the disk is full, or the store cannot be written.
@@ -54,6 +58,7 @@ def execute(
             seed=recipe.seed if stage.seeded else 0,
             data=recipe.data if stage.splits else None,
             base=recipe.base,
+            watch=watch,
         )
         metrics = _run_stage(step, config, artifacts, recipe, workspace, store)
         files, digest = store.seal(draft)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 from compress.artifacts.fingerprint import document_digest
@@ -29,7 +30,7 @@ from compress.pipeline.keys import Keys
 from compress.pipeline.plan import check_steps, why
 from compress.pipeline.recipe import Recipe
 from compress.pipeline.roles import wants_ancestors
-from compress.pipeline.stage import Catalogue, GateVerdict
+from compress.pipeline.stage import Catalogue, GateVerdict, Watch
 from compress.pipeline.steps import Step
 
 MAX_REPAIRS = 2
@@ -58,6 +59,10 @@ def _silent(event: StepEvent) -> None:
     pass
 
 
+def _unheard(step: str, record: Mapping[str, Any]) -> None:
+    pass
+
+
 def run(
     recipe: Recipe,
     store: Store,
@@ -68,7 +73,9 @@ def run(
     force: Sequence[str] = (),
     lock_timeout_s: float = 600,
     rehash: bool = False,
+    profile: bool = False,
     on_event: Callable[[StepEvent], None] = _silent,
+    on_epoch: Callable[[str, Mapping[str, Any]], None] = _unheard,
 ) -> RunRecord:
     """Make every artifact that is not there yet, then judge the gates.
 
@@ -81,7 +88,9 @@ def run(
         force: steps to repeat although their artifacts are there.
         lock_timeout_s: how long to wait for another run that makes the same artifact, seconds.
         rehash: ignore remembered hashes of files outside the store.
+        profile: leave a profile of every training that runs, see `Watch`; a hit is not trained again for it.
         on_event: told what happens.
+        on_epoch: told of every epoch of training, with the step's name; what it raises ends the run.
 
     Returns:
         The record as stored; its `exit_code` is 0, or what the gates' verdicts demand.
@@ -95,22 +104,13 @@ def run(
     """
     names = _select(recipe, until, only, force)
     store.prepare()
-    steps = tuple(StepRecord(name=name, stage=recipe.step(name).stage.name) for name in names)
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    record = store.create_run(
-        RunRecord(
-            id=recipe.name,
-            recipe=recipe.name,
-            recipe_path=str(recipe.path),
-            seed=recipe.seed,
-            started_at=started_at,
-            steps=steps,
-        )
-    )
+    record = store.create_run(_new_record(recipe, names))
     hashes = store.hashes(rehash=rehash)
     keys = Keys(recipe, catalogue, hashes)
     runnable = frozenset([only] if only else names)
-    going = _Run(recipe, store, catalogue, keys, names, runnable, set(force), lock_timeout_s, on_event, record)
+    going = _Run(
+        recipe, store, catalogue, keys, names, runnable, set(force), lock_timeout_s, profile, on_event, on_epoch, record
+    )
     try:
         going.make_all()
         store.remember(hashes)
@@ -118,6 +118,17 @@ def run(
     except BaseException as error:
         going.fail(error)
         raise
+
+
+def _new_record(recipe: Recipe, names: Sequence[str]) -> RunRecord:
+    return RunRecord(
+        id=recipe.name,
+        recipe=recipe.name,
+        recipe_path=str(recipe.path),
+        seed=recipe.seed,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        steps=tuple(StepRecord(name=name, stage=recipe.step(name).stage.name) for name in names),
+    )
 
 
 def _select(recipe: Recipe, until: str | None, only: str | None, force: Sequence[str]) -> list[str]:
@@ -148,7 +159,9 @@ class _Run:
     runnable: frozenset[str]
     forced: set[str]
     lock_timeout_s: float
+    profile: bool
     on_event: Callable[[StepEvent], None]
+    on_epoch: Callable[[str, Mapping[str, Any]], None]
     record: RunRecord
     artifacts: dict[str, Artifact] = field(default_factory=dict[str, Artifact])
     repairs: dict[str, int] = field(default_factory=dict[str, int])
@@ -220,7 +233,9 @@ class _Run:
                     reason = why(self.recipe.name, step.name, document, key, damaged, self.store)
                     self.note(step.name, status="running")
                     self.tell("start", step, "forced" if forced else reason)
-                    artifact = execute(step, config, document, self.artifacts, self.recipe, self.store)
+                    artifact = execute(
+                        step, config, document, self.artifacts, self.recipe, self.store, self.watch(step)
+                    )
                     made = True
                     self.forced.discard(step.name)
         self.artifacts[step.name] = artifact
@@ -238,6 +253,10 @@ class _Run:
         )
         self.tell(status, step, artifact=artifact, seconds=seconds)
         return None
+
+    def watch(self, step: Step) -> Watch:
+        folder = self.store.traces(self.record.id) / step.name
+        return Watch(folder, self.profile, partial(self.on_epoch, step.name))
 
     def lookup(self, step: Step, key: str, document: Mapping[str, Any]) -> tuple[Artifact | None, list[Damage]]:
         artifact, damaged = self.store.lookup(step.stage.name, key, document, step=step.name)

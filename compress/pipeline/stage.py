@@ -24,12 +24,32 @@ Config = TypeVar("Config", bound=StageConfig)
 Inputs = TypeVar("Inputs")
 
 
+def _unheard(record: Mapping[str, Any]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run leaves and tells while a stage trains. None of it may shape the artifact, so none is in a key.
+
+    Attributes:
+        traces: folder for what has time stamps and so belongs to no artifact (event files, a profile); made when the
+            first file is written. None: nothing is left.
+        profile: leave a profile of a few training steps there, too.
+        on_epoch: told of every epoch as it ends, with its record of the history; what it raises ends the step.
+    """
+
+    traces: Path | None = None
+    profile: bool = False
+    on_epoch: Callable[[Mapping[str, Any]], None] = _unheard
+
+
 @dataclass
 class Workspace:
     """Where a stage may write, and what it is told about the run.
 
-    The stage writes payload files below `path` and nowhere else; what it assigns to
-    `tensors`, `quantization` and `notes` goes into the manifest.
+    The stage writes payload files below `path` and nowhere else, except for what `watch` asks for; what it
+    assigns to `tensors`, `quantization` and `notes` goes into the manifest.
     """
 
     path: Path
@@ -40,6 +60,7 @@ class Workspace:
     tensors: Sequence[Tensor] = ()
     quantization: Quantization | None = None
     notes: list[str] = field(default_factory=list[str])
+    watch: Watch = Watch()
 
 
 def _same(config: Any) -> Any:

@@ -97,7 +97,9 @@ def scatter(
     return drawing(key, title, description, height, *parts)
 
 
-def curves(key: str, title: str, description: str, panels: Sequence[tuple[str, Sequence[Series]]]) -> str:
+def curves(
+    key: str, title: str, description: str, panels: Sequence[tuple[str, Sequence[Series]]], plot: float = 92.0
+) -> str:
     """Draw curves over epochs, one panel under the other.
 
     Args:
@@ -105,14 +107,16 @@ def curves(key: str, title: str, description: str, panels: Sequence[tuple[str, S
         title: the accessible name.
         description: the facts in words.
         panels: a unit and the curves, each with at least one point.
+        plot: height of a panel without its legend.
     """
     top, parts = 0.0, list[str]()
     epochs = [x for _, group in panels for series in group for x, _ in series.points]
     first, last = min(epochs), max(epochs)
     x = Scale(first, last if last > first else first + 1, _LEFT, WIDTH - 8, whole=True)
     for unit, group in panels:
-        parts.append(_curve_legend(unit, group, top))
-        top, bottom = top + 26, top + 118
+        legend, top = _curve_legend(unit, group, top)
+        parts.append(legend)
+        bottom = top + plot
         values = [value for series in group for _, value in series.points]
         pad = 0.06 * (max(values) - min(values)) or max(0.05 * abs(values[0]), 1e-3)
         y = Scale(min(values) - pad, max(values) + pad, bottom, top)
@@ -122,8 +126,9 @@ def curves(key: str, title: str, description: str, panels: Sequence[tuple[str, S
         for series in group:
             places = [(x(epoch), y(value)) for epoch, value in series.points]
             style = f"curve {series.color}{' dashed' if series.dashed else ''}"
-            parts.append(element("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places), class_=style))
-            parts.append(element("circle", cx=places[-1][0], cy=places[-1][1], r=2.6, class_=f"{series.color} full"))
+            way = element("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places), class_=style)
+            end = element("circle", cx=places[-1][0], cy=places[-1][1], r=2.6, class_=f"{series.color} full")
+            parts.append(tipped(f"{series.label}: {number(series.points[-1][1])} {unit} at the end", way, end))
         top = bottom + 14
     return drawing(key, title, description, top + 22, *parts, axis(x, top - 10, "epoch"))
 
@@ -221,10 +226,15 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _curve_legend(unit: str, group: Sequence[Series], top: float) -> str:
-    parts, at = [text(unit, 0, top + 11, "m")], text_width(unit) + 14
+def _curve_legend(unit: str, group: Sequence[Series], top: float) -> tuple[str, float]:
+    """The unit and the names of the curves, in as many lines as they need; and where the plot below begins."""
+    first = text_width(unit) + 14
+    parts, at = [text(unit, 0, top + 11, "m")], first
     for series in group:
+        label = shortened(series.label, WIDTH - first - 20)
+        if at > first and at + 20 + text_width(label) > WIDTH:
+            at, top = first, top + 15
         style = f"curve {series.color}{' dashed' if series.dashed else ''}"
-        parts += [line(at, top + 7, at + 16, top + 7, style), text(series.label, at + 20, top + 11, "t")]
-        at += text_width(series.label) + 34
-    return "".join(parts)
+        parts += [line(at, top + 7, at + 16, top + 7, style), text(label, at + 20, top + 11, "t")]
+        at += text_width(label) + 34
+    return "".join(parts), top + 26

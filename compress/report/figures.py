@@ -12,6 +12,12 @@ from compress.report.svg import Figure, Line, Row, Scale, element, line, rect, r
 
 COLORS = 8
 HEAT_MAP_CLASSES = 20
+# Name in a training's history, title, unit, note.
+_ARM_QUANTITIES = (
+    ("validation_top1", "Validation top-1", "%", "Of every training; its beginning only where it is on the scale."),
+    ("validation_loss", "Validation loss", "nats", "Cross-entropy: the same function for every training."),
+    ("loss", "Training loss", "nats", "Each training minimises its own function."),
+)
 _LEAST_SPAN_PP = 2.0  # an axis that zooms further would make noise look like news
 
 
@@ -104,6 +110,30 @@ def hop_changes(ladder: Sequence[Hop]) -> list[tuple[Hop, float]]:
         for parent, _, hop in rungs
         if parent is not None and hop.top1 is not None and (before := levels.get(parent)) is not None
     ]
+
+
+def arm_figures(document: ReportDocument) -> list[Figure]:
+    """Draw all training steps in one plot, a figure for each quantity that at least two of them logged.
+
+    The first half of each training is left out as far as it is off the scale of the second halves.
+    """
+    styles = _arm_styles(document)
+    figures: list[Figure] = []
+    for key, (name, title, unit, note) in enumerate(_ARM_QUANTITIES):
+        factor = 100 if unit == "%" else 1
+        logged = {
+            curve.step: [(float(one.epoch), factor * value) for one in curve.epochs
+                         if (value := one.values.get(name)) is not None]
+            for curve in document.curves
+        }  # fmt: skip
+        arms = _settled({step: points for step, points in logged.items() if points})
+        if len(arms) < 2:
+            continue
+        group = [Series(step, points, *styles[step]) for step, points in arms.items()]
+        facts = "; ".join(f"{one.label} ends at {one.points[-1][1]:.4g} {unit}" for one in group)
+        svg = curves(f"arms-{key}", f"{title} of every training", facts, [(unit, group)], plot=170.0)
+        figures.append(Figure(title, note, svg))
+    return figures
 
 
 def curve_figures(document: ReportDocument) -> list[Figure]:
@@ -210,6 +240,29 @@ def _curve_figure(curve: Curve, index: int) -> Figure | None:
     facts = "; ".join(f"{s.label} ends at {s.points[-1][1]:.4g} ({unit})" for unit, group in panels for s in group)
     count = f"{len(curve.epochs)} epoch{'s' if len(curve.epochs) != 1 else ''}"
     return Figure(curve.step, count, curves(f"curve-{index}", f"Training of {curve.step}", facts, panels))
+
+
+def _arm_styles(document: ReportDocument) -> dict[str, tuple[str, bool]]:
+    """Colour of every training step, and whether it is dashed: a variant's own colour, else one that is left."""
+    palette = colors(document)
+    free = [(f"v{k}", dashed) for dashed in (False, True) for k in range(1, COLORS)]
+    styles: dict[str, tuple[str, bool]] = {}
+    for step in sorted((curve.step for curve in document.curves), key=lambda step: step not in palette):
+        own = (palette.get(step, ""), False)
+        left = [one for one in free if one not in styles.values()] or free  # more than fit look alike
+        styles[step] = own if step in palette and own not in styles.values() else left[0]
+    return styles
+
+
+def _settled(arms: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Sequence[tuple[float, float]]]:
+    """Curves without their beginnings, as far as those are off the scale of all second halves."""
+    later = [value for points in arms.values() for _, value in points[len(points) // 2 :]]
+    low, high = (min(later), max(later)) if later else (0.0, 0.0)
+    found: dict[str, Sequence[tuple[float, float]]] = {}
+    for step, points in arms.items():
+        off = [index for index, (_, value) in enumerate(points) if not low <= value <= high]
+        found[step] = points[off[-1] + 1 :] if off else points
+    return found
 
 
 def _series(named: Mapping[str, Sequence[tuple[float, float]]]) -> list[Series]:

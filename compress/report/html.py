@@ -11,6 +11,7 @@ from compress.report.comparison_page import comparison_view
 from compress.report.document import ChangedSample, ReportDocument, VerdictLike
 from compress.report.figures import (
     accuracy_changes,
+    arm_figures,
     confusion_figures,
     confusion_rows,
     curve_figures,
@@ -31,7 +32,7 @@ from compress.report.page_tables import (
     page_latency_table,
 )
 from compress.report.summary import TONES, cards, caveats, ladder_sentence, outcome
-from compress.report.tables import ABSENT, Table, gate_table
+from compress.report.tables import ABSENT, Table, gate_table, training_table
 
 if TYPE_CHECKING:
     import jinja2
@@ -70,7 +71,11 @@ def report_html(document: ReportDocument, verdicts: Sequence[VerdictLike]) -> st
             "table": page_latency_table(document),
         },
         "cost": {"figures": cost_figures(document), "table": cost_table(document)},
-        "curves": curve_figures(document),
+        "training": {
+            "arms": arm_figures(document),
+            "table": training_table(document),
+            "curves": curve_figures(document),
+        },
         "classes": {"header": header, "rows": class_rows, "lead": _class_sentence(document, class_rows)},
         "confusion": {"figures": confusion_figures(document), "table": _confusion_table(document)},
         "changed": _changed(document),
@@ -130,7 +135,7 @@ def _sections(view: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trade-off", "Accuracy over latency", view["trade_off"]),
         ("latency", "Latency", view["latency"]["table"].rows),
         ("cost", "Size and start", cost["figures"]),
-        ("training", "Training", view["curves"]),
+        ("training", "Training", view["training"]["curves"]),
         ("classes", "Classes", view["classes"]["rows"]),
         ("confusion", "Confusion", confusion["figures"] or confusion["table"].rows),
         ("changed", "Most changed samples", view["changed"]),

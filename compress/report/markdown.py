@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from compress.report.document import ReportDocument, VerdictLike
 from compress.report.gates import not_evaluated
-from compress.report.tables import Table, fact_lines, report_tables
+from compress.report.tables import Table, fact_lines, report_tables, training_table
 
 
 def markdown(document: ReportDocument, verdicts: Sequence[VerdictLike]) -> str:
@@ -26,7 +26,9 @@ def markdown(document: ReportDocument, verdicts: Sequence[VerdictLike]) -> str:
         f"Reference `{document.reference}`{twin}; split {document.split}, n {document.n:,}. "
         "Ratio = latency(variant) / latency(float twin): below 1 the variant is faster. Intervals cover 95 %.",
     ]
-    parts += [markdown_table(table) for table in report_tables(document, verdicts)]
+    training = training_table(document)
+    tables = [*report_tables(document, verdicts), *([training] if training.rows else [])]
+    parts += [markdown_table(table) for table in tables]
     facts = [*fact_lines(document), *filter(None, [not_evaluated(verdicts)])]
     if facts:
         parts.append("\n".join(f"- {escaped(line)}" for line in facts))

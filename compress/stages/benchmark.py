@@ -140,7 +140,7 @@ def run(config: BenchmarkConfig, inputs: BenchmarkInputs, workspace: Workspace) 
         fingerprint=fingerprint(
             surroundings, config.latency.batches, test, images, {"slot_ms": config.latency.slot_ms}
         ),
-        curves=curves_of(edges),
+        curves=curves_of({**inputs.ancestors, **{one.step: one for one in variants}}.values()),
         pictures=pictures_of(measured, test),
     )
     (workspace.path / "report.json").write_bytes(report_json(document))
@@ -268,7 +268,7 @@ def _metrics(document: "ReportDocument", workspace: Workspace) -> list[Metric]:
 
 BENCHMARK = Stage(
     name="benchmark",
-    version=2,
+    version=3,
     config=BenchmarkConfig,
     inputs=BenchmarkInputs,
     output=Report,

@@ -8,7 +8,7 @@ from compress.artifacts.fingerprint import sha256_bytes
 from compress.artifacts.manifest import Artifact, Checkpoint
 from compress.pipeline.machine import FACTS, library_version, machine_state
 from compress.report.document import Curve, Epoch, Lineage, Variant
-from compress.stages.ladder import Edge, find
+from compress.stages.ladder import find
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,11 +84,9 @@ def fingerprint(
     }
 
 
-def curves_of(edges: Iterable[Edge]) -> list[Curve]:
-    """What every training step on the way logged, epoch by epoch."""
-    return [
-        Curve(step=edge.child.step, epochs=_epochs(edge.child)) for edge in edges if isinstance(edge.child, Checkpoint)
-    ]
+def curves_of(artifacts: Iterable[Artifact]) -> list[Curve]:
+    """What every training step among them logged, epoch by epoch; none for weights that were only brought."""
+    return [Curve(step=one.step, epochs=_epochs(one)) for one in artifacts if isinstance(one, Checkpoint)]
 
 
 def _epochs(checkpoint: Checkpoint) -> list[Epoch]:

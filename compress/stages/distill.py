@@ -15,6 +15,7 @@ from compress.stages.fitting import (
     LIBRARIES,
     check_fits,
     describe_network,
+    fit_watched,
     load_teachers,
     settings_from_config,
     write_checkpoint,
@@ -59,7 +60,6 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.training.checkpoint import load_checkpoint
-    from compress.training.loop import fit
     from compress.training.objectives import distillation_objective
     from compress.training.teacher import TeacherLogits
 
@@ -86,7 +86,7 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     settings = settings_from_config(config, workspace.seed)
     teaching = TeacherLogits([one.module for one in teachers], settings, data.train)
     objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-    fitted = fit(module, objective, data.train, data.validation, settings)
+    fitted = fit_watched(workspace, module, objective, data.train, data.validation, settings)
     workspace.notes.append(teaching.describe())
     return write_checkpoint(workspace, module, description, data, fitted)
 

@@ -1,7 +1,8 @@
 """What `train`, `distill` and `qat` do alike: load data, build settings, fit, write a checkpoint."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,13 @@ from compress.stages.contract import image_tensors
 from compress.stages.training_config import TrainingConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from compress.data.datasets import Dataset
+    from compress.data.split import Split
     from compress.training.checkpoint import CheckpointDescription, Loaded
     from compress.training.loop import FitResult, TrainSettings
+    from compress.training.objectives import Objective
 
 PROBE_IMAGES = 8
 LIBRARIES = ("torch", "torchao", "lightning-fabric", "safetensors", "numpy", "scikit-learn", "pillow")
@@ -94,6 +99,38 @@ def check_fits(description: "CheckpointDescription", data: "Dataset", where: str
             f"the checkpoint takes images of shape {tuple(description.image_shape)}, the data has {data.image_shape}",
             where=where,
         )
+
+
+def fit_watched(
+    workspace: Workspace,
+    module: "nn.Module",
+    objective: "Objective",
+    train: "Split",
+    validation: "Split",
+    settings: "TrainSettings",
+) -> "FitResult":
+    """`fit`, leaving and telling meanwhile what the run's `Watch` asks for.
+
+    Raises:
+        OSError: the traces cannot be written.
+        CompressError: as `fit`.
+    """
+    from compress.training.loop import fit
+    from compress.training.traces import event_file, profiled
+
+    watch, on_step = workspace.watch, None
+    listeners: list[Callable[[dict[str, Any]], None]] = [watch.on_epoch]
+    with ExitStack() as stack:
+        if watch.traces is not None:
+            listeners.insert(0, stack.enter_context(event_file(watch.traces)))  # written even if a listener raises
+        if watch.traces is not None and watch.profile:
+            on_step = stack.enter_context(profiled(watch.traces, settings.device))
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            for listener in listeners:
+                listener(record)
+
+        return fit(module, objective, train, validation, settings, on_epoch=on_epoch, on_step=on_step)
 
 
 def write_checkpoint(

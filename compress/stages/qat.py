@@ -8,7 +8,14 @@ from compress.artifacts.manifest import Checkpoint, Quantization
 from compress.errors import ModelError
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
-from compress.stages.fitting import LIBRARIES, check_fits, load_teachers, settings_from_config, write_checkpoint
+from compress.stages.fitting import (
+    LIBRARIES,
+    check_fits,
+    fit_watched,
+    load_teachers,
+    settings_from_config,
+    write_checkpoint,
+)
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 
@@ -38,7 +45,6 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     from compress.data.datasets import load_dataset
     from compress.quantization.quantizer import prepare_qat, scheme_description
     from compress.training.checkpoint import load_checkpoint
-    from compress.training.loop import fit
     from compress.training.objectives import distillation_objective, hard_objective
     from compress.training.teacher import TeacherLogits
 
@@ -58,7 +64,7 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
         (teacher,) = load_teachers([inputs.teacher], data, workspace)
         teaching = TeacherLogits([teacher.module], settings, data.train)
         objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
-    fitted = fit(prepared, objective, data.train, data.validation, settings)
+    fitted = fit_watched(workspace, prepared, objective, data.train, data.validation, settings)
     if teaching:
         workspace.notes.append(teaching.describe())
     scheme = scheme_description()

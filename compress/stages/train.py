@@ -9,7 +9,14 @@ from pydantic import Field, model_validator
 from compress.artifacts.manifest import Checkpoint
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import LIBRARIES, check_fits, describe_network, settings_from_config, write_checkpoint
+from compress.stages.fitting import (
+    LIBRARIES,
+    check_fits,
+    describe_network,
+    fit_watched,
+    settings_from_config,
+    write_checkpoint,
+)
 from compress.stages.training_config import TrainingConfig, resolve_training
 
 
@@ -59,7 +66,6 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
     from compress.models.catalogue import build_model, check_model
     from compress.models.normalized import Normalized
     from compress.models.pretrained import load_weights
-    from compress.training.loop import fit
     from compress.training.objectives import hard_objective
 
     data = load_dataset(workspace.data, workspace.base)
@@ -83,7 +89,8 @@ def run(config: TrainConfig, inputs: TrainInputs, workspace: Workspace) -> Metri
     fitted = None
     if config.epochs:
         objective = hard_objective(config.label_smoothing)
-        fitted = fit(module, objective, data.train, data.validation, settings_from_config(config, workspace.seed))
+        settings = settings_from_config(config, workspace.seed)
+        fitted = fit_watched(workspace, module, objective, data.train, data.validation, settings)
     return write_checkpoint(workspace, module, description, data, fitted)
 
 

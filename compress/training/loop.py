@@ -92,6 +92,7 @@ def fit(
     settings: TrainSettings,
     *,
     on_epoch: Callable[[Record], None] | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> FitResult:
     """Train a network in place and leave it with the weights of its best epoch.
 
@@ -106,6 +107,7 @@ def fit(
         validation: images to choose the epoch by.
         settings: how.
         on_epoch: called after each epoch with its record of the history.
+        on_step: called after each training step.
 
     Returns:
         The module, its best epoch and its history.
@@ -129,7 +131,7 @@ def fit(
         with progress("training", settings.epochs * run.steps_per_epoch, "steps") as bar:
             for epoch in range(1, settings.epochs + 1):
                 started = time.perf_counter()
-                record = run.train_epoch(epoch, bar) | _validate(module, validation, epoch, run.learning_rate)
+                record = run.train_epoch(epoch, bar, on_step) | _validate(module, validation, epoch, run.learning_rate)
                 seconds.append(time.perf_counter() - started)
                 history.append(record)
                 rank = (record["validation_top1"], -record["validation_loss"], epoch)
@@ -184,7 +186,7 @@ class _Run:
         images = batch.images.to(device).contiguous(memory_format=torch.channels_last)
         return batch._replace(images=images, labels=batch.labels.to(device))
 
-    def train_epoch(self, epoch: int, bar: Any) -> Record:
+    def train_epoch(self, epoch: int, bar: Any, on_step: Callable[[], object] | None) -> Record:
         """Take one pass over the training split; returns the training half of the epoch's record."""
         settings, sums = self.settings, {}
         total = settings.epochs * self.steps_per_epoch
@@ -206,6 +208,8 @@ class _Run:
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
             bar.advance()
+            if on_step is not None:
+                on_step()
         means = {name: value / self.steps_per_epoch for name, value in sums.items()}
         loss = means.pop("loss")
         bar.update(epoch=epoch, loss=loss)
