@@ -23,6 +23,7 @@ from compress.pipeline.recipe import Recipe, load_recipe
 from compress.pipeline.runner import StepEvent
 from compress.report.gates import not_evaluated
 from compress.report.tables import Table, fact_lines, gate_table, report_tables
+from compress.training.traces import OPERATORS, PROFILE
 
 log = get_logger(__name__)
 
@@ -33,7 +34,6 @@ _FILES: dict[type[Artifact], tuple[tuple[str, str], ...]] = {
     Engine: (("engine", "model*.plan"),),  # one for all GPUs, or one for each
     Report: (("report", "report.json"),),
 }
-_PROFILE, _OPERATORS = "profile.json", "operators.txt"
 _ENDS = {
     EXIT_OK: "passed",
     EXIT_GATE_FAILED: "a gate failed",
@@ -266,10 +266,10 @@ def trace_lines(traces: Path) -> Iterator[str]:
     """Where what training left in a run lies, and what opens it; nothing where every training was a hit."""
     if any(traces.glob("*/events.*")):
         yield f"training, epoch by epoch: tensorboard --logdir {shown(traces)}"
-    if any(traces.glob(f"*/{_PROFILE}")):
+    if any(traces.glob(f"*/{PROFILE}")):
         yield (
-            f"profiles of training, for ui.perfetto.dev: {shown(traces)}/*/{_PROFILE}; "
-            f"slowest operators: {_OPERATORS} beside them"
+            f"profiles of training, for ui.perfetto.dev: {shown(traces)}/*/{PROFILE}; "
+            f"slowest operators: {OPERATORS} beside them"
         )
 
 

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile, schedule
-
 from compress.log import get_logger
 
 WRITER = "tensorboardX"
@@ -92,6 +90,8 @@ def profiled(folder: Path, device: str) -> Iterator[Callable[[], None]]:
     Raises:
         OSError: the files cannot be written.
     """
+    from torch.profiler import ProfilerActivity, profile, schedule
+
     on_gpu = device == "cuda"
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +101,8 @@ def profiled(folder: Path, device: str) -> Iterator[Callable[[], None]]:
 
     def save(profiler: profile) -> None:
         nonlocal saved
+        if steps <= WAIT + WARM_UP:  # training ended as recording began
+            return
         profiler.export_chrome_trace(str(folder / PROFILE))
         table = profiler.key_averages().table(sort_by=order, row_limit=_ROWS)
         (folder / OPERATORS).write_text(table + "\n", encoding="utf-8")
@@ -124,4 +126,4 @@ def profiled(folder: Path, device: str) -> Iterator[Callable[[], None]]:
 
 @cache
 def _say_missing() -> None:
-    log.info("no event files for TensorBoard are written: %s is missing; pip install 'compress[tensorboard]'", WRITER)
+    log.info("no event files for TensorBoard are written: %s is missing; pip install %s", WRITER, WRITER)

@@ -217,6 +217,15 @@ def test_list_names_damaged_artifacts_and_ignores_the_rest(store, make):
     assert {one.path: type(one) for one in found} == {good.path: Checkpoint, bad.path: Damage}
 
 
+def test_traces_of_a_run_are_no_artifacts(store, make):
+    made = make({"w": "1"})
+    for run in ("toy-0001", made.path.name):  # a run may be called like a key
+        (store.traces(run) / "teacher").mkdir(parents=True)
+        (store.traces(run) / "teacher" / "events.out.tfevents.1").touch()
+    assert [one.path for one in store.list()] == [made.path]
+    assert store.resolve(made.path.name).path == made.path
+
+
 def test_the_store_lies_beside_the_nearest_project(tmp_path, monkeypatch):
     recipe = tmp_path / "project" / "pipelines" / "r.yaml"
     recipe.parent.mkdir(parents=True)

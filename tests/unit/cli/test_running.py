@@ -67,6 +67,7 @@ def test_lines_tables_and_last_line(first: subprocess.CompletedProcess[str]) -> 
     names = ["model.onnx", "model.ort.onnx", "model.plan", "report.json", "tiny-0001.html"]
     assert [Path(file).name for file in files] == names
     assert all(file.startswith("artifacts/") for file in files)
+    assert lines[-4] == "training, epoch by epoch: tensorboard --logdir artifacts/traces/tiny-0001"
     assert lines[-2].startswith("tiny-0001: passed; 5 steps, 0 hits, ")
     assert lines[-1] == "not evaluated: top1_drop_pp of engine"
     assert "\x1b" not in first.stdout + first.stderr, "no colours or bars without a terminal"
@@ -95,13 +96,39 @@ def test_second_run_is_all_hits_and_lean(ran: Path) -> None:
 
 def test_run_document(ran: Path, cli: Cli) -> None:
     found = document(cli("run", "tiny.yaml", "--json", cwd=ran))
-    assert set(found) == {"run", "recipe", "seed", "status", "steps", "gates", "pages", "exit_code"}
+    assert set(found) == {"run", "recipe", "seed", "status", "steps", "gates", "pages", "traces", "exit_code"}
+    assert found["traces"] is None, "nothing was trained"
     assert [step["name"] for step in found["steps"]] == STEPS
     for step in found["steps"]:
         assert len(step["key"]) == 64
         assert Path(step["path"], "manifest.json").is_file()
         assert step["seconds"] >= 0
     assert {gate["variant"]: gate["verdict"] for gate in found["gates"]}["engine"] == "not run"
+
+
+def test_a_profile_is_left_beside_the_run_and_changes_nothing(ran: Path, cli: Cli) -> None:
+    plain = document(cli("run", "tiny.yaml", "--json", "--until", "float", cwd=ran))
+    done = cli("run", "tiny.yaml", "--json", "--until", "float", "--profile", "--force", "teacher", cwd=ran)
+    found = document(done)
+    assert [step["status"] for step in found["steps"]] == ["run", "hit"], done.stderr
+    assert [(s["key"], s["digest"]) for s in found["steps"]] == [(s["key"], s["digest"]) for s in plain["steps"]]
+    assert Path(found["traces"]) == ran / "artifacts" / "traces" / found["run"]
+    names = sorted(path.name.split(".")[0] for path in Path(found["traces"], "teacher").iterdir())
+    assert names == ["events", "operators", "profile"]
+    again = cli("run", "tiny.yaml", "--until", "float", "--profile", "--force", "teacher", cwd=ran)
+    folder = f"artifacts/traces/{again.stdout.splitlines()[-1].partition(':')[0]}"
+    assert again.stdout.splitlines()[-4:-2] == [
+        f"training, epoch by epoch: tensorboard --logdir {folder}",
+        f"profiles of training, for ui.perfetto.dev: {folder}/*/profile.json; "
+        "slowest operators: operators.txt beside them",
+    ]
+    assert f"traces of training  {folder}" in cli("show", folder.rpartition("/")[2], cwd=ran).stdout
+
+
+def test_a_hit_is_not_profiled_and_says_so(ran: Path, cli: Cli) -> None:
+    done = cli("run", "tiny.yaml", "--until", "float", "--profile", cwd=ran)
+    assert done.stderr == "warning: teacher: a hit, so it is not profiled; --force teacher trains it again\n"
+    assert "profiles of training" not in done.stdout
 
 
 def test_quiet_keeps_gates_and_the_last_lines(ran: Path, cli: Cli) -> None:

@@ -20,10 +20,11 @@ from compress.errors import CompressError, DataError, ModelError
 from compress.pipeline.machine import resolve_threads
 from compress.pipeline.recipe import load_recipe
 from compress.pipeline.runner import run
-from compress.pipeline.stage import Catalogue, GateVerdict, Stage, StageConfig
+from compress.pipeline.stage import Catalogue, GateVerdict, Stage, StageConfig, Watch
 
 CALLS: list[str] = []  # steps whose stage ran
 FAULTS: dict[str, str] = {}  # step -> what goes wrong; not part of any key
+WATCHED: dict[str, Watch] = {}  # step -> what its stage was told to leave and tell
 SUFFIX: dict[str, str] = {}  # step -> bytes that no key knows, as a stage without determinism writes them
 
 
@@ -122,6 +123,8 @@ def train(config, inputs, workspace):
     data = (workspace.base / workspace.data.path / "train.txt").read_text()
     write(workspace, "weights.txt", f"{config.text} {workspace.seed} {data}")
     value = float("nan") if FAULTS.get(workspace.step) == "nan_metric" else 0.5
+    WATCHED[workspace.step] = workspace.watch
+    workspace.watch.on_epoch({"epoch": 1, "loss": 0.5})
     workspace.notes.append("trained")
     return [Metric(name="top1", value=value, unit="fraction", split="validation", n=10)]
 

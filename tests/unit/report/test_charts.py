@@ -3,6 +3,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 from compress.report.charts import Point, Series, curves, heat_map, pareto_front, scatter
+from compress.report.svg import text_width
 
 
 def words(svg: str) -> list[str]:
@@ -37,6 +38,21 @@ def test_curves_of_one_epoch_and_of_one_value() -> None:
     svg = curves("k", "t", "d", [("loss", [flat, single]), ("top-1 %", [single])])
     assert {"loss", "top-1 %", "validation", "training", "epoch"} <= set(words(svg))
     assert "nan" not in svg
+
+
+def test_the_legend_of_many_curves_takes_as_many_lines_as_it_needs() -> None:
+    group = [Series(f"arm number {k}", [(1, k), (2, k + 1)], "v1") for k in range(9)]
+    root = ElementTree.fromstring(curves("k", "t", "d", [("top-1 %", group)]))
+    width, height = (float(value) for value in root.attrib["viewBox"].split()[2:])
+    labels = [node for node in root.iter() if node.tag.endswith("text") and (node.text or "").startswith("arm")]
+    places = [(float(one.attrib["x"]), float(one.attrib["y"])) for one in labels]
+    assert len(places) == len(set(places)) == 9
+    assert max(x for x, _ in places) + text_width("arm number 8") <= width
+    lowest_name = max(y for _, y in places)
+    ways = [node.attrib["points"] for node in root.iter() if node.tag.endswith("polyline")]
+    drawn = [float(place.partition(",")[2]) for way in ways for place in way.split()]
+    assert min(drawn) > lowest_name
+    assert max(drawn) < height
 
 
 def test_a_heat_map_colours_what_is_worse_and_what_is_better() -> None:

@@ -69,7 +69,7 @@ def test_a_full_report_has_every_section_and_its_outcome_first(full_report: Repo
     )
     assert "Largest loss: teacher → student, −0.67 pp" in words
     assert "lost" in words
-    assert len(found.all("svg")) == 2 + 1 + 2 + 2 + 2 + 3 + 3 + 2
+    assert len(found.all("svg")) == 2 + 1 + 2 + 2 + 2 + 3 + 3 + 3 + 2
     assert len(found.all("img")) == 12
 
 
@@ -83,6 +83,13 @@ def test_what_a_report_does_not_hold_is_left_out_and_said(report: Report) -> Non
     assert "Not stored in this report: accuracy of the classes, confusion, latency distributions" in words
     assert "Bands" in words
     assert "thin line: to p99" in words
+
+
+def test_one_training_alone_is_not_held_against_itself(full_report: Report) -> None:
+    document = full_report()
+    content = report_html(document.model_copy(update={"curves": document.curves[:1]}), [])
+    assert 'id="arms-' not in content
+    assert 'id="curve-0-title"' in content
 
 
 def test_a_report_of_which_nothing_ran_has_a_page(report: Report) -> None:

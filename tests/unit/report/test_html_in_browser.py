@@ -118,7 +118,14 @@ def long_names(document: ReportDocument) -> ReportDocument:
     variants = [*found.variants]
     variants[3] = variants[3].model_copy(update={"reason": "the driver said " + "no" * 100})
     environment = {"a" * 120: "b" * 240, "words": "c " * 200}
-    return found.model_copy(update={"variants": variants, "environment": environment, "run": "run" * 60})
+    arms = [
+        one.model_copy(update={"step": f"{one.step}_{k}_{'without_a_space' * 6}"})
+        for k in range(4)
+        for one in found.curves
+    ]
+    return found.model_copy(
+        update={"variants": variants, "environment": environment, "run": "run" * 60, "curves": arms}
+    )
 
 
 def comparison(variant: str) -> Comparison:

@@ -32,6 +32,12 @@ def test_a_report_reads_from_top_to_bottom(report: Report) -> None:
     assert text.endswith(".\n")
 
 
+def test_trainings_stand_under_the_gates(full_report: Report) -> None:
+    lines = markdown(full_report(), []).splitlines()
+    assert "## Training, at the best epoch; losses in nats per sample" in lines
+    assert "| student | 20 | 20 | 98.00 | 0.2100 | 0.1050 |" in lines
+
+
 def test_every_row_of_a_table_has_the_columns_of_its_header(report: Report) -> None:
     document = report(int8={"session": "a|b", "ratio_to_float": []})
     for block in markdown(document, []).split("\n\n"):

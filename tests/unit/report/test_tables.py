@@ -13,6 +13,7 @@ from compress.report.tables import (
     latency_table,
     report_tables,
     size_text,
+    training_table,
     variant_table,
 )
 
@@ -49,6 +50,23 @@ def test_ladder(report: Report) -> None:
         ("teacher -> student", "98.22", "98.20", "-"),
         ("float -> int8", "97.78", "98.00", "31.5"),
     )
+
+
+def test_a_training_is_shown_at_the_epoch_whose_weights_were_kept(report: Report) -> None:
+    epochs = [
+        {"epoch": 1, "values": {"loss": 3.0, "validation_top1": 0.5, "validation_loss": 2.0}},
+        {"epoch": 2, "values": {"loss": 2.0, "validation_top1": 0.9, "validation_loss": 0.4}},
+        {"epoch": 3, "values": {"loss": 1.0, "validation_top1": 0.9, "validation_loss": 0.3}},
+        {"epoch": 4, "values": {"loss": 0.5, "validation_top1": 0.8, "validation_loss": 0.1}},
+    ]
+    curves = [
+        {"step": "student", "epochs": epochs},
+        {"step": "brought", "epochs": []},
+        {"step": "odd", "epochs": [{"epoch": 1, "values": {"loss": 1.0, "validation_loss": None}}]},
+    ]
+    table = training_table(report(curves=curves))
+    assert table.rows == (("student", "4", "3", "90.00", "0.3000", "1.0000"), ("odd", "1", "1", "-", "-", "1.0000"))
+    assert training_table(report()).rows == ()
 
 
 def test_gates(report: Report) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from compress.artifacts.manifest import Artifact, Kind
 from compress.data.split import Split
-from compress.stages.circumstances import fingerprint
+from compress.stages.circumstances import curves_of, fingerprint
 
 SURROUNDINGS = {
     "cpu": "Example", "threads": 2, "gpu": None, "driver": None, "session_threads": 2, "device": "cpu",
@@ -34,3 +37,15 @@ def test_what_changes_a_figure_is_a_condition() -> None:
     assert found(last=1)["samples_digest"] != found()["samples_digest"]
     assert found(spinning=True) != found()
     assert found(load_average=3.0) == found(), "told in the environment only"
+
+
+def test_every_training_has_its_curve_whatever_became_of_it(make: Callable[..., Artifact]) -> None:
+    record = {"epoch": 1, "loss": 0.5, "parts": {"soft": 0.5}, "validation_top1": 0.75, "validation_loss": 0.25}
+    trained, brought = make("student", Kind.CHECKPOINT), make("teacher", Kind.CHECKPOINT)
+    trained.path.mkdir()
+    (trained.path / "history.json").write_text(json.dumps([record]))
+    curves = curves_of([brought, trained, make("onnx", Kind.ONNX_MODEL)])
+    assert [curve.step for curve in curves] == ["teacher", "student"]
+    assert curves[0].epochs == []
+    (epoch,) = curves[1].epochs
+    assert (epoch.epoch, epoch.values) == (1, {"loss": 0.5, "validation_top1": 0.75, "validation_loss": 0.25})

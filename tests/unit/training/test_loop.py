@@ -71,7 +71,13 @@ def test_history_is_one_json_record_an_epoch_without_times(
     network: Network, settings: TrainSettings, train_split: Split, validation_split: Split
 ):
     seen: list[Any] = []
-    result = fit(network(), hard_objective(), train_split, validation_split, settings, on_epoch=seen.append)
+    steps: list[int] = []
+    result = fit(
+        *(network(), hard_objective(), train_split, validation_split, settings),
+        on_epoch=seen.append,
+        on_step=lambda: steps.append(len(seen)),
+    )
+    assert steps == [0] * 8 + [1] * 8 + [2] * 8, "256 images in batches of 32, before the epoch's record"
     assert seen == result.history == json.loads(json.dumps(result.history))
     assert [record["epoch"] for record in seen] == [1, 2, 3]
     assert set(seen[0]) == {"epoch", "learning_rate", "loss", "parts", "validation_top1", "validation_loss"}
