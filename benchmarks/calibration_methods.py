@@ -31,7 +31,7 @@ from compress.quantization.sensitivity import Judge
 from compress.quantization.settings import Method, QuantizeSettings
 from compress.stages.contract import network_input
 
-CALIBRATION_SAMPLES, JUDGED_SAMPLES, CHUNK = 512, 2000, 250
+CALIBRATION_SAMPLES, JUDGED_SAMPLES, CHUNK = 512, 1000, 250
 BEHIND_DB = 1.0  # by which the default may be behind the best method on one kind of network
 
 
