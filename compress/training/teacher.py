@@ -71,7 +71,7 @@ class TeacherLogits:
 
     def describe(self) -> str:
         """Say in a sentence where the logits come from."""
-        who = "1 teacher" if len(self.modules) == 1 else f"{len(self.modules)} teachers, probabilities averaged"
+        who = "1 teacher" if len(self.modules) == 1 else f"{len(self.modules)} teachers"
         if self.mode == "live":
             return f"soft targets computed for every batch, because {self.live} ({who})"
         return f"soft targets of {self.images_run} images computed once and reused {self.images_reused} times ({who})"
