@@ -233,7 +233,7 @@ class _Run:
 
 def _optimizer(module: nn.Module, learned: Sequence[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in learned if parameter.requires_grad]
-    if not parameters:
+    if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ModelError(f"{type(module).__name__} has no trainable weight")
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
