@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ATTENTION_RANK = 4  # axes of maps, and of attention weights
+MAP_RANK = 4  # axes of maps, and of attention weights
 HUBER_EDGE = 1.0
+EPSILON = 1e-12  # what is shorter counts as nothing
+SUM_TOLERANCE = 0.02  # of a row of attention weights: bfloat16 has 8 bits
 
 
 def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -42,8 +44,8 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Distance of normalised attention maps (Zagoruyko and Komodakis, 2017, arXiv:1612.03928, equation 2).
 
     The map of a sample is the mean over channels of the squared features, scaled to length 1; channels may differ.
-    Where sizes differ, both are pooled to the smaller height and width first. As in the authors' code the squared
-    differences are averaged over positions.
+    Where sizes differ, both maps are averaged to the smaller height and width before they are scaled. As in the
+    authors' code the squared differences are averaged over positions.
 
     Args:
         student: maps, (batch, channels, height, width).
@@ -53,21 +55,21 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar, mean over batch and positions.
 
     Raises:
-        ValueError: not maps.
+        ValueError: not maps, or batches that differ.
     """
-    if student.ndim != ATTENTION_RANK or teacher.ndim != ATTENTION_RANK:
-        raise ValueError(f"expected (batch, channels, height, width), got {_shapes(student, teacher)}")
+    if student.ndim != MAP_RANK or teacher.ndim != MAP_RANK or len(student) != len(teacher):
+        raise ValueError(f"expected (batch, channels, height, width) twice, got {_shapes(student, teacher)}")
     size = tuple(map(min, student.shape[2:], teacher.shape[2:]))
     return (_attention_map(student, size) - _attention_map(teacher.detach(), size)).square().mean()
 
 
 def _attention_map(features: Tensor, size: Sequence[int]) -> Tensor:
     pooled = F.adaptive_avg_pool2d(features.float().square().mean(dim=1), list(size))
-    return F.normalize(pooled.flatten(1), dim=1)
+    return _unit(pooled.flatten(1))
 
 
 def attention_weights_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of attention weights (Wang et al., 2020, MiniLM, arXiv:2002.10957, equation 4).
+    """KL(teacher || student) of attention weights (MiniLM; Wang et al., 2020, arXiv:2002.10957, section 3.1).
 
     Where the numbers of heads differ, both sides are averaged over heads first.
 
@@ -79,9 +81,11 @@ def attention_weights_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar, nats per row of weights, mean over batch, heads and rows.
 
     Raises:
-        ValueError: not such weights, or of another number of tokens.
+        ValueError: four axes are not there, or the numbers of samples or tokens differ. Values are not looked at, see
+            `check_attention_weights`.
     """
-    if student.ndim != ATTENTION_RANK or teacher.ndim != ATTENTION_RANK or student.shape[2:] != teacher.shape[2:]:
+    ranks = student.ndim, teacher.ndim
+    if ranks != (MAP_RANK, MAP_RANK) or len(student) != len(teacher) or student.shape[2:] != teacher.shape[2:]:
         raise ValueError(f"expected (batch, heads, tokens, tokens) of as many tokens, got {_shapes(student, teacher)}")
     ours, theirs = student.float(), teacher.detach().float()
     if ours.shape[1] != theirs.shape[1]:
@@ -91,8 +95,25 @@ def attention_weights_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (theirs * (log_theirs - log_ours)).sum(dim=-1).mean()
 
 
+def check_attention_weights(weights: Tensor) -> None:
+    """Refuse what no softmax over the last axis puts out.
+
+    Args:
+        weights: (batch, heads, tokens, tokens).
+
+    Raises:
+        ValueError: a weight is negative or not finite, or a row does not add up to 1.
+    """
+    sums = weights.float().sum(dim=-1)
+    if not (bool((weights >= 0).all()) and bool(((sums - 1).abs() <= SUM_TOLERANCE).all())):
+        raise ValueError(
+            f"expected weights behind a softmax, rows of numbers >= 0 that add up to 1, got rows that add up to "
+            f"{sums.min().item():.3g} to {sums.max().item():.3g}, the smallest number {weights.min().item():.3g}"
+        )
+
+
 def relational_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """RKD-D: Huber loss of pairwise distances, each over its mean (Park et al., 2019, arXiv:1904.05068, equations 5, 6).
+    """RKD-D: Huber loss of pairwise distances over their mean (Park et al., 2019, arXiv:1904.05068, section 3.2.1).
 
     Args:
         student: features, (batch, ...), flattened here; batch >= 2.
@@ -104,41 +125,50 @@ def relational_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than two samples, or batches that differ.
     """
-    ours, theirs = _embeddings(student, teacher, 2)
-    return F.smooth_l1_loss(_relative_distances(ours), _relative_distances(theirs), beta=HUBER_EDGE)
+    ours, theirs = (_relative(torch.pdist(one)) for one in _embeddings(student, teacher, 2))
+    return F.smooth_l1_loss(ours, theirs, beta=HUBER_EDGE)
 
 
-def _relative_distances(embeddings: Tensor) -> Tensor:
-    """Distances of all pairs over their mean, (batch * (batch - 1) / 2,)."""
-    distances = torch.pdist(embeddings)
-    return distances / distances.mean().clamp_min(1e-12)
+def _relative(distances: Tensor) -> Tensor:
+    return distances / distances.mean().clamp_min(EPSILON)
 
 
 def relational_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """RKD-A: Huber loss of the cosines of all angles between three samples (Park et al., 2019, equations 7, 8).
+    """RKD-A: Huber loss of the cosines of all angles between three samples (Park et al., 2019, section 3.2.2).
 
     Args:
         student: features, (batch, ...), flattened here; batch >= 3.
         teacher: features of the same batch, of any other shape.
 
     Returns:
-        Scalar, mean over all triplets of samples, those with two equal members included, which add nothing.
+        Scalar, mean over all triplets of samples, as in the authors' code also those that name a sample twice, which
+        add nothing.
 
     Raises:
         ValueError: fewer than three samples, or batches that differ.
     """
-    ours, theirs = _embeddings(student, teacher, 3)
-    return F.smooth_l1_loss(_cosines(ours), _cosines(theirs), beta=HUBER_EDGE)
+    ours, theirs = (_cosines(one) for one in _embeddings(student, teacher, 3))
+    return F.smooth_l1_loss(ours, theirs, beta=HUBER_EDGE)
 
 
 def _cosines(embeddings: Tensor) -> Tensor:
-    """Of the angle at sample j between i and k, (batch, batch, batch) as [j, i, k]."""
-    directions = F.normalize(embeddings.unsqueeze(0) - embeddings.unsqueeze(1), dim=2)
-    return torch.bmm(directions, directions.transpose(1, 2))
+    """Of the angle at sample j between i and k, (batch, batch, batch) as [j, i, k]; 0 where i or k coincides with j.
+
+    By the law of cosines: the differences of all pairs would take batch times the memory of the features.
+    """
+    count = len(embeddings)
+    first, second = torch.triu_indices(count, count, 1, device=embeddings.device)
+    upper = embeddings.new_zeros(count, count).index_put((first, second), torch.pdist(embeddings))
+    distances = upper + upper.T
+    apart = distances > 0
+    inverse = torch.where(apart, distances, 1.0).reciprocal() * apart
+    squares = distances.square()
+    doubled = squares.unsqueeze(2) + squares.unsqueeze(1) - squares.unsqueeze(0)
+    return (doubled * inverse.unsqueeze(2) * inverse.unsqueeze(1) / 2).clamp(-1, 1)
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Similarity-preserving distillation (Tung and Mori, 2019, arXiv:1907.09682, equations 2 to 4).
+    """Similarity-preserving distillation (Tung and Mori, 2019, arXiv:1907.09682).
 
     Args:
         student: features, (batch, ...), flattened here.
@@ -151,8 +181,14 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: batches differ.
     """
     ours, theirs = _embeddings(student, teacher, 1)
-    similar, wanted = (F.normalize(one @ one.T, dim=1) for one in (ours, theirs))
+    similar, wanted = (_unit(one @ one.T) for one in (ours, theirs))
     return (similar - wanted).square().mean()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Each row at length 1; one of zeros stays, and its gradient does not explode as that of F.normalize would."""
+    length = rows.norm(dim=1, keepdim=True)
+    return rows / torch.where(length > EPSILON, length, 1.0)
 
 
 def _embeddings(student: Tensor, teacher: Tensor, fewest: int) -> tuple[Tensor, Tensor]:

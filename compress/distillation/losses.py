@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from compress.data.split import HIDDEN
 
-EPSILON = 1e-8
+EPSILON = 1e-8  # a deviation below it is none
 
 
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -39,8 +39,8 @@ def decoupled_loss(
     """Decoupled knowledge distillation (Zhao et al., 2022, arXiv:2203.08679, equation 7), times temperature squared.
 
     alpha weighs the divergence of (label's class, all others), beta that of the other classes among themselves; with
-    alpha = 1 and beta = 1 - the teacher's probability of the label's class this is the plain soft-target loss. A
-    sample without a label takes the teacher's answer for it.
+    alpha = 1 and beta = 1 - the teacher's probability of the label's class this is the plain soft-target loss. With
+    two classes the second part is 0. A sample without a label takes the teacher's answer for it.
 
     Args:
         student: logits, (batch, classes), float; gradients flow.
@@ -54,11 +54,9 @@ def decoupled_loss(
         Scalar, nats per sample, mean over the batch.
 
     Raises:
-        ValueError: shapes differ, temperature <= 0, or there are fewer than three classes: then no part is left.
+        ValueError: shapes differ, or temperature <= 0.
     """
     log_student, log_teacher = _softened(student, teacher, temperature)
-    if student.shape[1] < 3:
-        raise ValueError(f"expected at least 3 classes, got {student.shape[1]}: the others have nothing to tell apart")
     target = torch.where(labels == HIDDEN, teacher.detach().argmax(dim=1), labels)
     chosen = F.one_hot(target, student.shape[1]).bool()
     binary = [_target_or_not(one, chosen) for one in (log_student, log_teacher)]
@@ -94,10 +92,11 @@ def logits_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def dist_loss(
     student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0
 ) -> Tensor:
-    """1 - Pearson correlation of softened probabilities (DIST; Huang et al., 2022, arXiv:2205.10536, equations 8 to 10).
+    """1 - Pearson correlation of softened probabilities (DIST; Huang et al., 2022, arXiv:2205.10536).
 
     beta weighs the relation between the classes of each sample, gamma that between the samples of each class; both are
-    multiplied by temperature squared, as in the authors' experiments with temperatures other than 1.
+    multiplied by temperature squared, as in the authors' code. Where all values are equal, e.g. in a batch of one,
+    there is no correlation, and its part is the constant 1.
 
     Args:
         student: logits, (batch, classes), float; gradients flow.
@@ -138,8 +137,8 @@ def hard_loss(student: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> 
         Scalar, nats per labelled sample, mean over these; 0 where there is none.
     """
     if bool((labels == HIDDEN).all()):
-        return student.sum() * 0.0
-    return F.cross_entropy(student, labels, ignore_index=HIDDEN, label_smoothing=label_smoothing)
+        return student.float().sum() * 0.0
+    return F.cross_entropy(student.float(), labels, ignore_index=HIDDEN, label_smoothing=label_smoothing)
 
 
 def logits_from_teachers(logits: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
@@ -175,8 +174,8 @@ def confidence_weights(logits: Tensor, labels: Tensor) -> Tensor:
     """How much each of several teachers is listened to, sample by sample.
 
     A teacher weighs the less, the larger its cross-entropy with the label is:
-    (1 - softmax over teachers of the cross-entropies) / (teachers - 1) (Zhang et al., 2022, arXiv:2201.00007,
-    equation 3). Where a sample has no label, the entropy of the teacher's own answer stands for the cross-entropy.
+    (1 - softmax over teachers of the cross-entropies) / (teachers - 1) (CA-MKD; Zhang et al., 2022,
+    arXiv:2201.00007). Where a sample has no label, the entropy of the teacher's own answer takes its place.
 
     Args:
         logits: (teachers, batch, classes), float.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from compress.distillation.features import (
     attention_transfer_loss,
     attention_weights_loss,
+    check_attention_weights,
     feature_mse_loss,
     relational_angle_loss,
     relational_distance_loss,
@@ -46,6 +47,7 @@ FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 WITH_LABELS = ("dkd",)
 ADAPTED = ("hints",)  # compares features of one shape
+OF_WEIGHTS = ("attention_weights",)  # takes nothing but what a softmax puts out
 Combine = Literal["mean", "confidence"]
 
 
@@ -130,19 +132,22 @@ class Mixture(nn.Module):
         right = features_of(teacher, [theirs for _, theirs in self.pairs], images)
         for term in self.terms:
             for ours, theirs in term.pairs:
-                pair = f"{ours}: {theirs}"
-                if term.loss in ADAPTED:
-                    self.adapters[_key(ours, theirs)] = Adapter(left[ours], right[theirs], pair)
-                try:
-                    self._feature_loss(term.loss, left[ours], right[theirs], _key(ours, theirs))
-                except ValueError as error:
-                    raise UsageError(
-                        f"Taps {pair} do not suit {term.loss}: {error}.",
-                        hint="Tap modules whose outputs this loss can compare.",
-                    ) from error
-        names = zip(*self.pairs, strict=True) if self.pairs else ((), ())
-        ours, theirs = (list(one) for one in names)
-        self._taps = Taps(student, ours), Taps(teacher, theirs)
+                self._fit_pair(term.loss, ours, theirs, left[ours], right[theirs])
+        self._taps = Taps(student, [*left]), Taps(teacher, [*right])
+
+    def _fit_pair(self, loss: str, ours: str, theirs: str, student: Tensor, teacher: Tensor) -> None:
+        """Build the adapter of a pair of taps from examples of what they put out, and try the loss on these."""
+        key, pair = _key(ours, theirs), f"{ours}: {theirs}"
+        if loss in ADAPTED and key not in self.adapters:
+            self.adapters[key] = Adapter(student, teacher, pair)
+        try:
+            self._feature_loss(loss, student, teacher, key)
+            for one in (student, teacher) if loss in OF_WEIGHTS else ():
+                check_attention_weights(one)
+        except ValueError as error:
+            raise UsageError(
+                f"Taps {pair} do not suit {loss}: {error}.", hint="Tap modules whose outputs this loss can compare."
+            ) from error
 
     def close(self) -> None:
         """Take the taps off both networks."""

@@ -16,6 +16,9 @@ from compress.errors import UsageError
 class Taps:
     """Keeps the outputs of some modules; gradients flow through them.
 
+    A module that runs several times in one pass leaves its last output; where the next one works in place, it leaves
+    what that made of it.
+
     Args:
         module: a network.
         names: of its modules, as `named_modules` has them.
@@ -96,7 +99,15 @@ def pairs_named(student: nn.Module, teacher: nn.Module, taps: Mapping[str, str])
 
 
 def features_of(module: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-    """Run a network once without gradients; returns the outputs of the modules by name.
+    """Run a network once, in evaluation mode and without gradients, as it will be when it is trained.
+
+    Args:
+        module: a network on any device; its training mode is kept.
+        names: of its modules.
+        images: a few, (batch, channels, height, width).
+
+    Returns:
+        The outputs of the modules by name, on the CPU.
 
     Raises:
         UsageError: a module was not run, or puts out no tensor.
@@ -104,14 +115,14 @@ def features_of(module: nn.Module, names: Sequence[str], images: Tensor) -> dict
     taps, training = Taps(module, names), module.training
     try:
         with torch.no_grad():
-            module.eval()(images)
+            module.eval()(images.to(next(module.parameters(), images).device))
         missing = [name for name in names if name not in taps.features]
         if missing:
             raise UsageError(
                 f"Module {missing[0]} is not run when the network answers; its output cannot be tapped.",
                 hint="Tap another module.",
             )
-        return dict(taps.features)
+        return {name: output.cpu() for name, output in taps.features.items()}
     finally:
         taps.close()
         module.train(training)

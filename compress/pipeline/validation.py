@@ -49,6 +49,8 @@ def _problem(model: type[BaseModel], item: Mapping[str, Any], value: Any, path: 
     if item["type"] == "extra_forbidden":
         known = _known_keys([model], loc[:-1])
         return f"{tree.origin(place)}: {dotted(place[:-1])}: unknown key {str(loc[-1])!r}{nearest(str(loc[-1]), known)}"
+    if item["type"].startswith("union_tag_") and (key := _discriminator(item)):
+        return _wrong_member(key, item, place, tree)
     if item["type"] == "missing":
         return f"{tree.origin(place)}: {dotted(place)}: missing key {str(loc[-1])!r}"
     message = str(item["msg"]).removeprefix("Value error, ")
@@ -56,6 +58,19 @@ def _problem(model: type[BaseModel], item: Mapping[str, Any], value: Any, path: 
         shown = repr(item["input"])
         message += f", got {shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + '...'}"
     return f"{tree.origin(place)}: {dotted(place)}: {message}"
+
+
+def _discriminator(item: Mapping[str, Any]) -> str | None:
+    # 'loss' where pydantic chooses the member of a union by that key; a function that chooses has no quotes
+    name = str(item["ctx"]["discriminator"])
+    return name[1:-1] if name.startswith("'") else None
+
+
+def _wrong_member(key: str, item: Mapping[str, Any], place: Path, tree: Tree) -> str:
+    if item["type"] == "union_tag_not_found":
+        return f"{tree.origin(place)}: {dotted(place)}: missing key {key!r}"
+    got, known = str(item["ctx"]["tag"]), [tag.strip("'") for tag in item["ctx"]["expected_tags"].split(", ")]
+    return f"{tree.origin((*place, key))}: {dotted((*place, key))}: unknown {key} {got!r}{nearest(got, known)}"
 
 
 def _written(value: Any, loc: Sequence[str | int]) -> Path:
@@ -80,8 +95,14 @@ def _known_keys(models: Sequence[type[BaseModel]], loc: Sequence[str | int]) -> 
             if part in model.model_fields
             for found in _models_in(model.model_fields[str(part)].annotation)
         ]
-        models = inner or [model for model in models if model.__name__ == part] or models
+        models = inner or [model for model in models if _is_member(model, part)] or models
     return {name for model in models for name in model.model_fields}
+
+
+def _is_member(model: type[BaseModel], part: str | int) -> bool:
+    """Whether a location's part stands for this member of a union: its name, or the value that tells it apart."""
+    tags = [typing.get_args(field.annotation) for field in model.model_fields.values() if field.is_required()]
+    return model.__name__ == part or any(part in values for values in tags)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -17,14 +17,14 @@ from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from compress.data.datasets import Dataset
     from compress.training.checkpoint import CheckpointDescription
     from compress.training.objectives import MixtureObjective
     from compress.training.teacher import Teaching
 
-EXAMPLES = 4  # images that tell which shapes features have
+EXAMPLES = 4  # images that tell which shapes features have, unless batches are smaller
 
 
 class DistillConfig(DistillationConfig, MixtureConfig):
@@ -45,7 +45,11 @@ class DistillConfig(DistillationConfig, MixtureConfig):
         fields = DistillConfig.model_fields
         changed = [name for name in ("temperature", "kd_weight") if getattr(self, name) != fields[name].default]
         if self.losses and changed:
-            raise ValueError(f"`{changed[0]}` belongs to plain distillation; with `losses`, say it there")
+            instead = {
+                "temperature": "name it in each of the `losses` that take one",
+                "kd_weight": "weigh the `losses`",
+            }
+            raise ValueError(f"`{changed[0]}` is of plain distillation: {instead[changed[0]]}, or leave these out")
         return self
 
 
@@ -70,7 +74,7 @@ def _network(description: "CheckpointDescription") -> str:
 
 
 def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> Metrics:
-    """Fit the student to the softened logits of the teachers, averaged, and to the labels."""
+    """Fit the student to its teachers and to the labels: to softened logits, or to a mixture of losses."""
     import torch
 
     from compress.models.catalogue import build_model, check_model
@@ -111,6 +115,8 @@ def _objective(
     config: DistillConfig, teaching: "Teaching", module: "nn.Module", data: "Dataset"
 ) -> "MixtureObjective":
     """What the student minimises; its taps are on."""
+    import torch
+
     from compress.training.objectives import MixtureObjective, distillation_objective
     from compress.training.teacher import TeacherLogits
 
@@ -118,20 +124,20 @@ def _objective(
         return distillation_objective(
             teaching, config.temperature, config.kd_weight, config.label_smoothing, config.combine
         )
-    # names are those of the networks, inside of their normalisation
-    student = module.get_submodule("net")
     running = teaching.modules if isinstance(teaching, TeacherLogits) else []
-    teachers = [one.get_submodule("net") for one in running]
+    student, *teachers = (_inner(one) for one in (module, *running))
     mixture = mixture_of(config, config.label_smoothing, student, teachers)
     if mixture.pairs:
-        mixture.tap(student, teachers[0], _example(data))
+        smallest = min(EXAMPLES, config.batch_size, len(data.train))
+        mixture.tap(student, teachers[0], torch.zeros(smallest, *data.image_shape))
     return MixtureObjective(mixture, teaching)
 
 
-def _example(data: "Dataset") -> "Tensor":
-    import torch
+def _inner(module: "nn.Module") -> "nn.Module":
+    """The network whose modules taps name, inside of its normalisation; one with fake-quant has that in it."""
+    from compress.models.normalized import Normalized
 
-    return torch.from_numpy(data.train.images[:EXAMPLES]).float() / 255
+    return module.net if isinstance(module, Normalized) else module
 
 
 DISTILL = Stage(

@@ -17,7 +17,7 @@ class NotNegativeSchedule(StageConfig):
     """A number >= 0 that changes over the steps of the training."""
 
     start: float = Field(ge=0, description="at the first step")
-    end: float = Field(ge=0, description="at the last step")
+    end: float = Field(ge=0, description="when all steps are taken")
     shape: Literal["linear", "cosine"] = Field(default="linear", description="the way there")
 
 
@@ -25,7 +25,7 @@ class PositiveSchedule(NotNegativeSchedule):
     """A number > 0 that changes over the steps of the training."""
 
     start: float = Field(gt=0, description="at the first step")
-    end: float = Field(gt=0, description="at the last step")
+    end: float = Field(gt=0, description="when all steps are taken")
 
 
 def _tag(value: Any) -> str:
@@ -93,7 +93,7 @@ class FeatureConfig(LossConfig):
     ]
     taps: dict[str, str] = Field(
         min_length=1,
-        description="module of the student: module of the teacher; names or patterns (features.*), paired in order",
+        description="module of the student: module of the teacher; names, or patterns (blocks.*) paired in order",
     )
 
 

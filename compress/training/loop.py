@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -75,9 +76,9 @@ class FitResult:
     Attributes:
         module: the network given, in evaluation mode, on the CPU, with the weights of the epoch that is kept.
         best_epoch: which that was, from 1.
-        history: one record an epoch: epoch, learning_rate (of its last step), loss and parts (means over its steps,
-            nats per sample), validation_top1 (fraction), validation_loss (nats per sample). The same bytes for the
-            same inputs.
+        history: one record an epoch: epoch, learning_rate (of its last step), loss (mean over its steps) and parts
+            (each a mean over the steps in which it counted), in the objective's units, validation_top1 (fraction),
+            validation_loss (nats per sample). The same bytes for the same inputs.
         seconds: wall time of each epoch, validation included; kept apart because it is never the same.
     """
 
@@ -106,7 +107,8 @@ def fit(
 
     Args:
         module: takes images in [0, 1], (batch, channels, height, width), and gives logits, (batch, classes).
-        objective: maps logits and their batch to a scalar loss and its named parts.
+        objective: maps logits, their batch and the share of steps taken to a scalar loss and its named parts; the
+            parameters of an objective that is an nn.Module are trained along, and are no part of the module.
         train: images to learn from.
         validation: images to choose the epoch by.
         settings: how.
@@ -199,7 +201,7 @@ class _Run:
 
     def train_epoch(self, epoch: int, bar: Any, on_step: Callable[[], object] | None) -> Record:
         """Take one pass over the training split; returns the training half of the epoch's record."""
-        settings, sums = self.settings, {}
+        settings, sums, counts = self.settings, dict[str, float](), Counter[str]()
         total = settings.epochs * self.steps_per_epoch
         self.module.train()
         for batch in batches(
@@ -218,11 +220,12 @@ class _Run:
                 self.module.freeze(ranges=left <= settings.freeze, batch_norm=left <= settings.freeze_batch_norm)
             for name, value in self._take_step(self._moved(batch), epoch, self.step / total).items():
                 sums[name] = sums.get(name, 0.0) + value
+                counts[name] += 1
             self.step += 1
             bar.advance()
             if on_step is not None:
                 on_step()
-        means = {name: value / self.steps_per_epoch for name, value in sums.items()}
+        means = {name: value / counts[name] for name, value in sums.items()}
         loss = means.pop("loss")
         bar.update(epoch=epoch, loss=loss)
         return {"epoch": epoch, "learning_rate": self.learning_rate, "loss": loss, "parts": means}
@@ -243,7 +246,7 @@ class _Run:
 
 def _optimizer(module: nn.Module, learned: Sequence[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in learned if parameter.requires_grad]
-    if not parameters:
+    if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ModelError(f"{type(module).__name__} has no trainable weight")
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},

@@ -193,7 +193,7 @@ def logits_of(module: nn.Module, images: Tensor, precision: str) -> Tensor:
 
 
 def _who(teachers: int) -> str:
-    return "1 teacher" if teachers == 1 else f"{teachers} teachers, probabilities averaged"
+    return "1 teacher" if teachers == 1 else f"{teachers} teachers"
 
 
 def _estimate(savings: Savings) -> str:

@@ -14,11 +14,12 @@ from torch import nn
 
 from compress.data.loader import Augmentation, Batch
 from compress.data.split import Split
+from compress.distillation.mixture import Mixture, Schedule, Term
 from compress.errors import DataError, ModelError
 from compress.quantization.quantizer import convert_qat, prepare_qat
 from compress.training.evaluate import cross_entropy, predict_logits, top1
-from compress.training.loop import TrainSettings, fit, learning_rate_at
-from compress.training.objectives import distillation_objective, hard_objective
+from compress.training.loop import FitResult, TrainSettings, fit, learning_rate_at
+from compress.training.objectives import MixtureObjective, distillation_objective, hard_objective
 from compress.training.teacher import TeacherLogits
 
 Network = Callable[..., nn.Module]
@@ -179,7 +180,9 @@ def test_fewer_images_than_a_batch_are_one_batch(network: Network, settings: Tra
     few = train_split.take(np.arange(8))
     sizes = []
 
-    def objective(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def objective(
+        logits: torch.Tensor, batch: Batch, done: float = 0.0
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         sizes.append(len(batch.labels))
         return logits.square().mean(), {}
 
@@ -213,7 +216,9 @@ def test_threads_are_the_settings(
 def test_weight_decay_spares_biases_and_batch_norm(
     network: Network, settings: TrainSettings, train_split: Split, validation_split: Split
 ):
-    def objective(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def objective(
+        logits: torch.Tensor, batch: Batch, done: float = 0.0
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return 0 * logits.sum(), {}
 
     before = {name: p.detach().clone() for name, p in network().named_parameters()}
@@ -230,8 +235,61 @@ def test_a_student_learns_from_its_teacher(
     objective = distillation_objective(teaching, 4.0, 1.0)  # no label is used
     result = fit(network(1), objective, train_split, validation_split, settings)
     assert result.history[result.best_epoch - 1]["validation_top1"] > 0.9
-    assert set(result.history[0]["parts"]) == {"soft", "hard"}
+    assert set(result.history[0]["parts"]) == {"kd"}
     assert teaching.images_run == 256
+
+
+def test_the_objective_is_told_how_much_is_done_and_parts_are_means_of_the_steps_that_have_them(
+    network: Network, settings: TrainSettings, train_split: Split, validation_split: Split
+):
+    seen: list[float] = []
+
+    def objective(
+        logits: torch.Tensor, batch: Batch, done: float = 0.0
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        seen.append(done)
+        loss, parts = hard_objective()(logits, batch)
+        return loss, parts | ({"late": torch.tensor(3.0)} if done >= 0.75 else {})
+
+    result = fit(network(), objective, train_split, validation_split, replace(settings, epochs=2))
+    assert seen == [step / 16 for step in range(16)]
+    assert set(result.history[0]["parts"]) == {"hard"}
+    assert result.history[1]["parts"]["late"] == 3.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapters_are_trained_along_and_stay_out_of_the_network(
+    network: Network, settings: TrainSettings, train_split: Split, validation_split: Split, precision: str
+):
+    changed = replace(settings, precision=precision, epochs=2)
+    teacher = fit(network(), hard_objective(), train_split, validation_split, settings).module
+
+    def distilled() -> tuple[Mixture, dict[str, torch.Tensor], FitResult]:
+        student = network(1)
+        terms = [
+            Term("hints", Schedule(2.0, 0.0), pairs=(("net.conv", "net.conv"), ("net.norm", "net.norm"))),
+            Term("relational_angle", 1.0, pairs=(("net.classifier", "net.classifier"),)),
+            Term("kd", 1.0, {"temperature": Schedule(8.0, 2.0)}),
+        ]
+        mixture = Mixture(terms)
+        mixture.tap(student, teacher, torch.zeros(4, 1, 8, 8))
+        before = {name: value.clone() for name, value in mixture.state_dict().items()}
+        teaching = TeacherLogits([teacher], changed, train_split, live="layers are compared")
+        result = fit(student, MixtureObjective(mixture, teaching), train_split, validation_split, changed)
+        mixture.close()
+        return mixture, before, result
+
+    mixture, before, result = distilled()
+    assert set(result.module.state_dict()) == set(network().state_dict())
+    assert {name.split(".")[1] for name in before} == {"net/conv->net/conv", "net/norm->net/norm"}
+    assert all(not torch.equal(value, before[name]) for name, value in mixture.state_dict().items())
+    assert set(result.history[0]["parts"]) == {"hints", "relational_angle", "kd"}
+    assert result.history[1]["parts"]["hints"] < result.history[0]["parts"]["hints"]
+    assert result.history[1]["validation_top1"] > 0.9
+    assert not any(one._forward_hooks for net in (teacher, result.module) for one in net.modules())
+    again, _, same = distilled()
+    assert same.history == result.history
+    assert all(torch.equal(value, mixture.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -261,7 +319,9 @@ def test_ranges_start_from_unaugmented_images_and_freeze(
     prepared = prepare_qat(network(), torch.zeros(2, 1, 8, 8))
     scales: list[list[float]] = []
 
-    def objective(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def objective(
+        logits: torch.Tensor, batch: Batch, done: float = 0.0
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         # in the order of the graph: the first belongs to the normalised image
         nodes = [node for node in prepared.network.graph.nodes if node.op == "call_module"]
         modules: list[Any] = [prepared.network.get_submodule(str(node.target)) for node in nodes]

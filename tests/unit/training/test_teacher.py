@@ -86,7 +86,7 @@ def test_several_teachers_keep_their_own_row(network: Network, settings: TrainSe
     batch = next(iter(batches(train_split, 16)))
     assert teacher(batch).shape == (2, 16, 4)
     assert not torch.equal(*teacher(batch))
-    assert "2 teachers, probabilities averaged" in teacher.describe()
+    assert teacher.describe().endswith("(2 teachers)")
 
 
 def test_teachers_run_in_evaluation_mode_without_gradients(
@@ -110,6 +110,14 @@ def test_bf16_rounds_the_answers(network: Network, settings: TrainSettings, trai
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     assert torch.allclose(exact, rounded, atol=0.1)
+
+
+def test_a_reason_to_run_every_batch_is_said(network: Network, settings: TrainSettings, train_split: Split):
+    teacher = TeacherLogits([network()], settings, train_split, live="losses compare what layers put out")
+    batch = next(iter(batches(train_split, 16)))
+    assert torch.equal(teacher(batch), teacher(batch))
+    assert (teacher.mode, teacher.images_run, teacher.images_reused) == ("live", 32, 0)
+    assert "for every batch, because losses compare what layers put out (1 teacher)" in teacher.describe()
 
 
 def test_no_teacher_is_refused(settings: TrainSettings, train_split: Split):
