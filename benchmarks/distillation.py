@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 
 from compress.data.config import DataConfig
 from compress.data.datasets import load_dataset, split_digests
-from compress.data.loader import Augmentation
 from compress.data.labels import hide_labels, labelled_alone
+from compress.data.loader import Augmentation
 from compress.data.split import Dataset, Split
 from compress.distillation.mixture import Mixture, Term
 from compress.measure.comparison import holm, paired_counts
@@ -370,7 +370,9 @@ def main() -> int:
             for (arm, seed), cell in cells.items()
         ],
     }
-    return write_result(options.output or (work / "result.json" if options.quick else RESULTS / "distillation.json"), result)
+    return write_result(
+        options.output or (work / "result.json" if options.quick else RESULTS / "distillation.json"), result
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts.manifest import Artifact, Engine, Manifest, OnnxModel, QuantizedOnnx, Report
+from compress.artifacts.manifest import Artifact, Engine, Manifest, OnnxModel, QuantizedOnnx, Report, TeacherOutputs
 from compress.artifacts.runs import RunRecord
 from compress.artifacts.store import Store
 from compress.cli.places import shown, store_root
@@ -16,6 +16,7 @@ from compress.cli.reporting import load_report, report_text, verdicts_of
 from compress.report.tables import ABSENT, Table, gate_table, size_text
 
 PRECISION = "precision.json"
+ANSWERS = "answers.json"
 
 
 def show_reference(reference: str, store_option: Path | None, *, as_json: bool) -> None:
@@ -46,6 +47,9 @@ def show_reference(reference: str, store_option: Path | None, *, as_json: bool) 
     if "precision" in details:
         print()
         print_tables(precision_tables(details["precision"]))
+    if "answers" in details:
+        print()
+        print_tables(document_tables(ANSWERS, details["answers"]))
     for file, summary in details.get("onnx", {}).items():
         print()
         print_tables(document_tables(file, summary))
@@ -102,7 +106,7 @@ def describe_payload(store: Store, artifact: Artifact) -> dict[str, Any]:
     Returns:
         `onnx`: file -> operators, inputs and outputs, Q/DQ coverage, for int8 files the kernels that ONNX Runtime uses
         on this CPU; `precision`: which layers are in int8, and why; `engines`: sidecars by file,
-        `engine` the one of a plan for all GPUs; `report`: the document;
+        `engine` the one of a plan for all GPUs; `report`: the document; `answers`: of whom and for which images;
         nothing for a checkpoint.
 
     Raises:
@@ -122,6 +126,8 @@ def describe_payload(store: Store, artifact: Artifact) -> dict[str, Any]:
         if PRECISION in artifact.manifest.files:  # older artifacts have none
             details["precision"] = json.loads((artifact.path / PRECISION).read_bytes())
         return details
+    if isinstance(artifact, TeacherOutputs):
+        return {"answers": json.loads((artifact.path / ANSWERS).read_bytes())}
     if isinstance(artifact, Engine):
         sidecars = {file.name: json.loads(file.read_bytes()) for file in sorted(artifact.path.glob("model*.json"))}
         only = {"engine": sidecars["model.json"]} if "model.json" in sidecars else {}

@@ -11,7 +11,14 @@ from compress.artifacts.manifest import Checkpoint, TeacherOutputs
 from compress.errors import ModelError
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import LIBRARIES, check_fits, describe_network, fit_watched, learning_data, write_checkpoint
+from compress.stages.fitting import (
+    LIBRARIES,
+    check_fits,
+    describe_network,
+    fit_watched,
+    learning_data,
+    write_checkpoint,
+)
 from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
 from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
@@ -111,9 +118,7 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     return [*write_checkpoint(workspace, module, description, data, fitted), *report_teaching(teaching, workspace)]
 
 
-def _objective(
-    config: DistillConfig, teaching: "Teaching", module: "nn.Module", data: "Dataset"
-) -> "MixtureObjective":
+def _objective(config: DistillConfig, teaching: "Teaching", module: "nn.Module", data: "Dataset") -> "MixtureObjective":
     """What the student minimises; its taps are on."""
     import torch
 

@@ -66,6 +66,11 @@ def test_answers_are_made_once_and_learned_from_twice(cli, tmp_path):
         assert (saved["teacher_hit_rate"], saved["teacher_cache"]) == (1, 4 * manifest["metrics"][0]["n"] * 10 * 2)
         assert saved["teacher_saved"] > 0
 
+    shown = cli("show", f"answers/{folder.name}", "--store", "store", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"answers\.json\n(.*\n)* +augmentation\.views +4\n", shown.stdout), shown.stdout
+    assert f"teachers                 {manifest['inputs']['teacher'][0]['digest']}" in shown.stdout
+
     # The key of the answers holds their teacher, seed and training images, and nothing of the test images.
     assert statuses("plan", "--set", "data.test_samples=50")["answers"] == "hit"
     for change in ("seed=4", "steps.teacher.epochs=1", "steps.answers.views=3", "data.train_samples=180"):

@@ -139,6 +139,6 @@ def test_stored_logits_are_looked_up_by_view_and_index(train_split: Split):
         assert logits[:, row].tolist() == stored[:, view, index].tolist()
     assert (teacher.savings().hit_rate, teacher.savings().seconds) == (1.0, 2.5)
     assert teacher.describe() == (
-        "soft targets of 5 images looked up in stored answers (2 teachers, probabilities averaged); "
+        "soft targets of 5 images looked up in stored answers (2 teachers); "
         "about 2.5 s saved, estimated from 5e+02 ms an image"
     )
