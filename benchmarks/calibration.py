@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,12 @@ def measure(graph: Path, paths: Path) -> dict[str, Any]:
     assert len(counts) == 1, f"not the same tensors: {counts}"
     seconds = {
         str(samples): [
-            {name: round(timed(lambda run=run: run(graph, images, samples))[0], 4) for name, run in CALIBRATORS.items()}
+            {name: round(timed(partial(run, graph, images, samples))[0], 4) for name, run in CALIBRATORS.items()}
             for _ in range(repeats)
         ]
         for samples, repeats in REPEATS.items()
     }
-    fine, _ = timed(lambda: onnxruntimes(graph, images, FEW, FINE_BINS))
+    fine, _ = timed(partial(onnxruntimes, graph, images, FEW, FINE_BINS))
     return {
         "tensors": counts.pop(),
         "seconds": seconds,
