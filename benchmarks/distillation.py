@@ -3,13 +3,13 @@
     python benchmarks/distillation.py [--arms kd,hints] [--seeds 0,1,2,3,4] [--quick] [--work DIR] [--output FILE]
 
 A student of about 44,000 parameters learns from 10,000 images of Fashion-MNIST, alone or taught, and answers all 10,000
-test images. Every arm of a seed starts from the same weights, sees the same images in the same order as often, and keeps
-its last epoch. Arms with 1 % of the labels see those 100 labels and no other, the control among them trains on these
-images alone, as many steps. Plain KD was named beforehand as the arm that has to beat training alone; the others are
-compared with Holm's correction.
+test images. Every arm of a seed starts from the same weights, sees the same images in the same order as often, and
+keeps its last epoch. Arms with 1 % of the labels see those 100 labels and no other, the control among them trains on
+these images alone, as many steps. Plain KD was named beforehand as the arm that has to beat training alone; the others
+are compared with Holm's correction.
 
-What is done for an arm and a seed lies in --work: the same command goes on where it was stopped. Exits 3 if a promise is
-not met.
+What is done for an arm and a seed lies in --work: the same command goes on where it was stopped. Exits 3 if a promise
+is not met.
 """
 
 from __future__ import annotations

@@ -112,13 +112,6 @@ def test_bf16_rounds_the_answers(network: Network, settings: TrainSettings, trai
     assert torch.allclose(exact, rounded, atol=0.1)
 
 
-def test_a_reason_to_run_every_batch_is_said(network: Network, settings: TrainSettings, train_split: Split):
-    teacher = TeacherLogits([network()], settings, train_split, live="losses compare what layers put out")
-    batch = next(iter(batches(train_split, 16)))
-    assert torch.equal(teacher(batch), teacher(batch))
-    assert (teacher.mode, teacher.images_run, teacher.images_reused) == ("live", 32, 0)
-    assert "for every batch, because losses compare what layers put out (1 teacher)" in teacher.describe()
-
 
 def test_no_teacher_is_refused(settings: TrainSettings, train_split: Split):
     with pytest.raises(ValueError, match="at least one teacher"):
