@@ -7,8 +7,6 @@ tokens, channels).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,12 +57,12 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.ndim != MAP_RANK or teacher.ndim != MAP_RANK or len(student) != len(teacher):
         raise ValueError(f"expected (batch, channels, height, width) twice, got {_shapes(student, teacher)}")
-    size = tuple(map(min, student.shape[2:], teacher.shape[2:]))
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
     return (_attention_map(student, size) - _attention_map(teacher.detach(), size)).square().mean()
 
 
-def _attention_map(features: Tensor, size: Sequence[int]) -> Tensor:
-    pooled = F.adaptive_avg_pool2d(features.float().square().mean(dim=1), list(size))
+def _attention_map(features: Tensor, size: tuple[int, int]) -> Tensor:
+    pooled = F.adaptive_avg_pool2d(features.float().square().mean(dim=1), size)
     return _unit(pooled.flatten(1))
 
 

@@ -147,7 +147,7 @@ class Adapter(nn.Module):
             UsageError: no adapter can bring the one shape to the other.
         """
         super().__init__()
-        self.size: tuple[int, ...] | None = None
+        self.size: tuple[int, int] | None = None
         maps = student.ndim == 4
         if (
             student.ndim != teacher.ndim
@@ -160,7 +160,7 @@ class Adapter(nn.Module):
                 hint="Tap maps with maps, (channels, height, width), and tokens with as many tokens.",
             )
         if maps and student.shape[2:] != teacher.shape[2:]:
-            self.size = tuple(teacher.shape[2:])
+            self.size = teacher.shape[2], teacher.shape[3]
         axis = 1 if maps else -1
         channels = student.shape[axis], teacher.shape[axis]
         self.regressor: nn.Module = nn.Conv2d(*channels, 1) if maps else nn.Linear(*channels)
