@@ -194,8 +194,8 @@ def _changes_of_views(augment: Augmentation, views: NDArray[np.int64]) -> _Chang
     for view in np.unique(views).tolist():
         chosen = views == view
         # Two streams: what comes for sample i does not depend on how many samples there are.
-        streams = (_stream(augment.view_seed, view, purpose) for purpose in (2, 3))
-        its_flips, its_corners = _draw(augment, *streams, len(views))
+        flip_stream, shift_stream = _stream(augment.view_seed, view, 2), _stream(augment.view_seed, view, 3)
+        its_flips, its_corners = _draw(augment, flip_stream, shift_stream, len(views))
         flips[chosen], corners[chosen] = its_flips[chosen], its_corners[chosen]
     return _Changes(views, flips, corners, augment.shift_px)
 

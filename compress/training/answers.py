@@ -167,7 +167,7 @@ def _read_description(path: Path) -> AnswersDescription:
         if document.pop("format") != FORMAT:
             raise ValueError(f"another format than {FORMAT}")
         augmentation = Augmentation(**document.pop("augmentation"))
-        lists = {name: tuple(document.pop(name)) for name in ("teachers", "classes")}
-        return AnswersDescription(**document, **lists, augmentation=augmentation)
+        teachers, classes = (tuple(document.pop(name)) for name in ("teachers", "classes"))
+        return AnswersDescription(teachers, classes, augmentation=augmentation, **document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"the description of stored answers is malformed: {error}", where=str(path)) from error
