@@ -1,8 +1,8 @@
 """The knobs that `train`, `distill` and `qat` share, and how they become settings of the one loop."""
 
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.pipeline.machine import resolve_device, resolve_precision, resolve_threads
 from compress.pipeline.stage import StageConfig
@@ -17,7 +17,10 @@ class TrainingConfig(StageConfig):
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd is with Nesterov momentum")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; no unit")
     weight_decay: float = Field(default=5e-4, ge=0, description="per step, as the optimizer defines it")
-    schedule: Literal["one_cycle", "cosine"] = Field(default="one_cycle", description="of the learning rate")
+    schedule: Literal["one_cycle", "cosine", "step"] = Field(default="one_cycle", description="of the learning rate")
+    milestones: tuple[int, ...] = Field(
+        default=(), description="schedule step: epochs after which the learning rate falls to a tenth, ascending"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes")
     flip: bool = Field(default=False, description="mirror half of the images left to right")
     shift_px: int = Field(default=0, ge=0, description="largest random shift, pixels, zeros moved in")
@@ -26,6 +29,18 @@ class TrainingConfig(StageConfig):
         default="auto", description="auto: bf16 where the processor has it"
     )
     threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; another count gives other weights")
+
+    @model_validator(mode="after")
+    def _check_milestones(self) -> Self:
+        given = self.milestones
+        if bool(given) != (self.schedule == "step"):
+            what = "needs `milestones`, e.g. [150, 180, 210] of 240 epochs" if not given else "takes no `milestones`"
+            raise ValueError(f"schedule {self.schedule} {what}")
+        if list(given) != [epoch for epoch in range(1, self.epochs) if epoch in given]:
+            raise ValueError(
+                f"milestones are {list(given)}, expected epochs in ascending order, from 1 to below {self.epochs}"
+            )
+        return self
 
 
 class DistillationConfig(TrainingConfig):
