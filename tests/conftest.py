@@ -70,6 +70,27 @@ def matmul_onnx() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def tiny_cifar() -> Callable[..., Path]:
+    """Write random images in CIFAR's binary format: so many for each class."""
+
+    def save(folder: Path, dataset: str, *, train: int = 3, test: int = 1) -> Path:
+        classes, names = (10, "batches.meta.txt") if dataset == "cifar10" else (100, "fine_label_names.txt")
+        random = np.random.default_rng(0)
+        folder.mkdir(parents=True)
+        (folder / names).write_text("".join(f"kind_{label}\n" for label in range(classes)) + "\n")
+        batches = [f"data_batch_{number}.bin" for number in range(1, 6)] if dataset == "cifar10" else ["train.bin"]
+        for files, each in ((batches, train), (["test_batch.bin" if dataset == "cifar10" else "test.bin"], test)):
+            labels = np.arange(each * classes)[:, None] % classes
+            columns = [labels] if dataset == "cifar10" else [labels % 20, labels]
+            records = np.hstack([*columns, random.integers(0, 256, (len(labels), 3072))]).astype(np.uint8)
+            for name, part in zip(files, np.array_split(records, len(files)), strict=True):
+                (folder / name).write_bytes(part.tobytes())
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def unreadable_engine() -> Callable[..., Path]:
     """Save bytes that no library reads, with the sidecar that admits them; batches from `smallest` to 64."""
 

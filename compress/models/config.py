@@ -60,7 +60,11 @@ class Architecture(BaseModel):
 
 
 class ResNetConfig(Architecture):
-    """Residual network of basic blocks (He et al., 2016, arXiv:1512.03385), for images of 8 to 64 pixels."""
+    """Residual network of basic blocks (He et al., 2016, arXiv:1512.03385), for images of 8 to 64 pixels.
+
+    With `preactivation`, a stem of 16 channels and widths of 16k, 32k and 64k it is the Wide ResNet WRN-d-k of
+    depth d = 6n + 4, n blocks a stage (Zagoruyko and Komodakis, 2016, arXiv:1605.07146).
+    """
 
     name: Literal["resnet"] = "resnet"
     widths: Widths = Field(default=(16, 32, 64), description="channels of each stage")
@@ -68,7 +72,14 @@ class ResNetConfig(Architecture):
         default=(),
         description="blocks of each stage, 1 each if left out; 0, first stage only: its width is the stem's alone",
     )
+    stem_width: Width | None = Field(
+        default=None, description="channels of the first convolution; those of the first stage if left out"
+    )
     stem_stride: Literal[1, 2] = Field(default=1, description="stride of the first convolution; 2 quarters the work")
+    preactivation: bool = Field(
+        default=False,
+        description="normalise and activate before each convolution; in int8, norms behind a residual sum stay float",
+    )
 
     @model_validator(mode="after")
     def _check_depths(self) -> "ResNetConfig":

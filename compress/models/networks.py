@@ -51,6 +51,27 @@ class BasicBlock(nn.Module):
         return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
+class PreactivationBlock(nn.Module):
+    """A basic block whose norms and activations come before its convolutions (He et al., 2016, arXiv:1603.05027).
+
+    A shortcut that must be projected starts behind the first activation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """Create a block from `inputs` to `outputs` channels; stride 2 halves the image."""
+        super().__init__()
+        self.norm = nn.BatchNorm2d(inputs)
+        self.first = ConvNorm(inputs, outputs, 3, stride=stride, activation=nn.ReLU())
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, inputs, h, w) to (batch, outputs, h / stride, w / stride)."""
+        y = F.relu(self.norm(x))
+        return self.second(self.first(y)) + (x if self.shortcut is None else self.shortcut(y))
+
+
 class InvertedResidual(nn.Module):
     """Expand by 1x1, filter each channel by 3x3, project by 1x1; a shortcut where shapes agree."""
 
@@ -91,12 +112,19 @@ def _strides(depths: Sequence[int]) -> list[list[int]]:
 
 def build_resnet(config: ResNetConfig, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build a residual network; see `ResNetConfig`."""
-    width = config.widths[0]
-    layers: list[nn.Module] = [ConvNorm(image_shape[0], width, 3, stride=config.stem_stride, activation=nn.ReLU())]
+    width = config.stem_width or config.widths[0]
+    if config.preactivation:
+        block: type[nn.Module] = PreactivationBlock
+        stem: nn.Module = nn.Conv2d(image_shape[0], width, 3, stride=config.stem_stride, padding=1, bias=False)
+    else:
+        block, stem = BasicBlock, ConvNorm(image_shape[0], width, 3, stride=config.stem_stride, activation=nn.ReLU())
+    layers = [stem]
     for outputs, strides in zip(config.widths, _strides(config.depths), strict=True):
         for stride in strides:
-            layers.append(BasicBlock(width, outputs, stride))
+            layers.append(block(width, outputs, stride))
             width = outputs
+    if config.preactivation:
+        layers += [nn.BatchNorm2d(width), nn.ReLU()]
     return Pooled(nn.Sequential(*layers), width, classes)
 
 

@@ -12,7 +12,8 @@ The rule is the same for graphs calibrated after training and for graphs trained
 Weights become int8 initializers behind a DequantizeLinear with one scale per output channel, or one for all; biases
 stay float; every activation has one scale, stored as a 0-d tensor because ONNX Runtime's integer kernels refuse
 shape [1]. There is no pair between a layer and the activation behind it. ConvTranspose, LayerNormalization, Softmax
-and Gelu stay float.
+and Gelu stay float, and so does a BatchNormalization that follows no layer to fold it into: in a network that
+normalises before its convolutions it reads the float sum, next to the pair that goes to the next sum.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 _ATEN = torch.ops.aten
 WEIGHTED = {
@@ -106,19 +107,19 @@ def _factor_nodes(graph: fx.Graph, batch_norm: fx.Node) -> fx.Node:
 def fold_batch_norm(graph: fx.GraphModule) -> None:
     """Undo `scale_weights_by_batch_norm` with batch-norm folded into weight and bias; the function stays the same.
 
-    A batch-norm that follows no such layer becomes a product and a sum.
+    A batch-norm that follows no such layer becomes a module that computes the same.
 
     Args:
         graph: in evaluation mode, with or without fake-quant nodes on the weights; changed in place.
     """
     for position, batch_norm in enumerate(_with_statistics(graph)):
-        factor, shift = _factor_and_shift(graph, batch_norm)
         layer, bias = _scaled_before(batch_norm)
         if layer is not None:
+            factor, shift = _factor_and_shift(graph, batch_norm)
             offset = shift if bias is None else shift + factor * _tensor(graph, bias)
             _fold(graph, batch_norm, layer, factor, offset, position)
         else:
-            _replace_by_affine(graph, batch_norm, factor, shift, position)
+            _replace_by_module(graph, batch_norm, position)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -175,14 +176,21 @@ def _parameter(graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
     return graph.graph.get_attr(name)
 
 
-def _replace_by_affine(
-    graph: fx.GraphModule, batch_norm: fx.Node, factor: Tensor, shift: Tensor, position: int
-) -> None:
-    by_channel = [1, -1] + [1] * (_rank(batch_norm) - 2)
+class _BatchNorm(nn.Module):
+    """Batch-norm in evaluation mode; where torchao's conversion sees the operator it spends a minute on patterns."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, variance, weight, bias, eps=self.eps)
+
+
+def _replace_by_module(graph: fx.GraphModule, batch_norm: fx.Node, position: int) -> None:
+    name, eps = f"batch_norm_{position}", cast("float", batch_norm.args[7])
+    graph.add_submodule(name, _BatchNorm(eps))
     with graph.graph.inserting_before(batch_norm):
-        result = batch_norm.args[0]
-        for target, name, value in ((_ATEN.mul.Tensor, "factor", factor), (_ATEN.add.Tensor, "shift", shift)):
-            constant = _parameter(graph, f"batch_norm_{position}_{name}", value.reshape(by_channel))
-            result = graph.graph.call_function(target, (result, constant))
+        result = graph.graph.call_module(name, batch_norm.args[:5])
     batch_norm.replace_all_uses_with(result)
     graph.graph.erase_node(batch_norm)

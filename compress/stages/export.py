@@ -77,7 +77,7 @@ def run(config: ExportConfig, inputs: ExportInputs, workspace: Workspace) -> Met
 
 EXPORT = Stage(
     name="export",
-    version=2,
+    version=3,
     config=ExportConfig,
     inputs=ExportInputs,
     output=OnnxModel,

@@ -48,6 +48,7 @@ def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
+        milestones=config.milestones,
         device=config.device,
         precision=config.precision,
         threads=config.threads,

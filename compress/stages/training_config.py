@@ -42,13 +42,28 @@ class TrainingConfig(ViewingConfig):
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd is with Nesterov momentum")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; no unit")
     weight_decay: float = Field(default=5e-4, ge=0, description="per step, as the optimizer defines it")
-    schedule: Literal["one_cycle", "cosine"] = Field(default="one_cycle", description="of the learning rate")
+    schedule: Literal["one_cycle", "cosine", "step"] = Field(default="one_cycle", description="of the learning rate")
+    milestones: tuple[int, ...] = Field(
+        default=(), description="schedule step: epochs after which the learning rate falls to a tenth, ascending"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes")
     labels: Annotated[int, Field(ge=1)] | Literal["all", "none"] = Field(
         default="all",
         description="how many training labels may be read, balanced over the classes; all others are hidden, and the"
         " last epoch is kept, because choosing one would read labels too",
     )
+
+    @model_validator(mode="after")
+    def _check_milestones(self) -> Self:
+        given = self.milestones
+        if bool(given) != (self.schedule == "step"):
+            what = "needs `milestones`, e.g. [150, 180, 210] of 240 epochs" if not given else "takes no `milestones`"
+            raise ValueError(f"schedule {self.schedule} {what}")
+        if list(given) != [epoch for epoch in range(1, self.epochs) if epoch in given]:
+            raise ValueError(
+                f"milestones are {list(given)}, expected epochs in ascending order, from 1 to below {self.epochs}"
+            )
+        return self
 
 
 class DistillationConfig(TrainingConfig):

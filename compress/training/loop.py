@@ -37,7 +37,9 @@ class TrainSettings:
         batch_size: samples per step, >= 2; an incomplete last batch is left out.
         learning_rate: peak of the schedule, > 0, per step.
         optimizer: sgd (with Nesterov momentum) or adamw.
-        schedule: one_cycle rises for 30 % of the steps, then falls to nothing; cosine falls from the start.
+        schedule: one_cycle rises for 30 % of the steps, then falls to nothing; cosine falls from the start; step falls
+            to a tenth after each of the milestones.
+        milestones: of schedule step, epochs.
         weight_decay: per step, as the optimizer defines it; biases and batch-norm are exempt.
         momentum: of sgd, in [0, 1).
         device: cpu or cuda.
@@ -56,7 +58,8 @@ class TrainSettings:
     batch_size: int
     learning_rate: float
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    schedule: Literal["one_cycle", "cosine", "step"] = "one_cycle"
+    milestones: tuple[int, ...] = ()
     weight_decay: float = 5e-4
     momentum: float = 0.9
     device: str = "cpu"
@@ -265,14 +268,17 @@ def learning_rate_at(step: int, steps: int, settings: TrainSettings) -> float:
 
     `one_cycle` rises along a cosine from 1/25 of the peak to the peak in the first 30 % of the steps and falls along a
     cosine to 1/10000 of it (Smith and Topin, 2017, arXiv:1708.07120, with constant momentum); `cosine` falls from the
-    peak towards 0 (Loshchilov and Hutter, 2016, arXiv:1608.03983, without restarts).
+    peak towards 0 (Loshchilov and Hutter, 2016, arXiv:1608.03983, without restarts); `step` is the peak until the first
+    milestone, and a tenth of what it was after each (He et al., 2016, arXiv:1512.03385).
 
     Args:
         step: from 0.
         steps: of the whole training, > step.
-        settings: peak and kind of schedule.
+        settings: peak, kind of schedule, epochs and milestones.
     """
     peak = settings.learning_rate
+    if settings.schedule == "step":
+        return peak * 0.1 ** sum(step * settings.epochs >= milestone * steps for milestone in settings.milestones)
     if settings.schedule == "cosine":
         return _cosine(peak, 0.0, step / steps)
     rise = max(1.0, 0.3 * steps)

@@ -24,19 +24,31 @@ EPOCHS = {
         "control.epochs=1",
     ],
     "vit.yaml": ["teacher.epochs=1", "student.epochs=2", "qat.epochs=1", "control.epochs=1"],
+    # Random images in the same format stand for the data, and smaller networks of the same kind for the published ones.
+    "cifar100_wrn40_2_16_2.yaml": [
+        "teacher.model.depths=[1, 1, 1]",
+        *(f"{step}.model.depths=[1, 1, 1]" for step in ("alone", "student", "control")),
+        *(f"{step}.model.widths=[8, 16, 32]" for step in ("alone", "student", "control")),
+        *(f"{step}.{one}" for step in ("teacher", "alone", "student") for one in ("epochs=2", "milestones=[1]")),
+        "qat.epochs=1",
+        "control.epochs=1",
+    ],
     "bring_your_own.yaml": ["student.epochs=2", "qat.epochs=1", "control.epochs=1"],
 }
 QUICK_LATENCY = "{blocks: 6, slot_iterations: 2, slot_ms: 2, warmup_ms: 1, processes: 2}"
 
 
 @pytest.fixture(scope="session")
-def shrunk() -> Callable[[str], list[str]]:
+def shrunk(tiny_cifar: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
     """Give a recipe's `--set` options: fewer epochs, images and calls; the graph of steps stays as it is."""
 
     def options(recipe: str) -> list[str]:
         values = [f"steps.{change}" for change in EPOCHS[recipe]] + [f"steps.report.latency={QUICK_LATENCY}"]
         if recipe == "fashion_mnist.yaml":
             values += ["data.train_samples=1000", "data.test_samples=300"]
+        if recipe == "cifar100_wrn40_2_16_2.yaml":
+            folder = tmp_path_factory.mktemp("data") / "cifar-100-binary"
+            values.append(f"data.path={tiny_cifar(folder, 'cifar100', test=3)}")
         return [part for value in values for part in ("--set", value)]
 
     return options

@@ -7,23 +7,43 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-RECIPES = (
-    "bring_your_own.yaml",
-    "digits.yaml",
-    "fashion_mnist.yaml",
-    "ptq.yaml",
-    "teacher_assistant.yaml",
-    "vit.yaml",
-)
+CIFAR = ("cifar100_resnet32x4_8x4.yaml", "cifar100_resnet56_20.yaml", "cifar100_wrn40_2_16_2.yaml")
+RUN = (
+    "bring_your_own.yaml", CIFAR[2], "digits.yaml", "fashion_mnist.yaml", "ptq.yaml", "teacher_assistant.yaml", "vit.yaml",
+)  # fmt: skip
 
 
 def test_no_recipe_is_left_out(root):
-    assert sorted(path.name for path in (root / "pipelines").rglob("*.yaml")) == sorted(RECIPES)
+    assert {path.name for path in (root / "pipelines").rglob("*.yaml")} == {*RUN, *CIFAR}
+
+
+def test_the_cifar_recipes_differ_in_their_networks_alone(root):
+    def rest(name):
+        recipe = YAML(typ="safe", pure=True).load(root / "pipelines" / name)
+        assert recipe.pop("name") == name.removesuffix(".yaml")
+        assert recipe["gates"].pop("top1_drop_pp") > 0
+        student = [recipe["steps"][step]["model"] for step in ("alone", "student", "control")]
+        assert student[0] == student[1] == student[2]
+        for step in ("teacher", "alone", "student", "control"):
+            del recipe["steps"][step]["model"]
+        return recipe
+
+    assert rest(CIFAR[0]) == rest(CIFAR[1]) == rest(CIFAR[2])  # so that running one of them is enough
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_a_recipe_without_its_data_says_how_to_get_it(name, root, cli, tmp_path):
+    done = cli("plan", root / "pipelines" / name, "--set", f"data.path={tmp_path}", "--store", tmp_path)
+
+    assert done.returncode == 5
+    assert "missing train.bin, test.bin, fine_label_names.txt" in done.stderr
+    assert "curl -L https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz | tar -xz" in done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RUN)
 def test_recipe_runs_and_runs_again_from_the_store(name, root, cli, shrunk, tmp_path):
     recipe = root / "pipelines" / name
     if name == "fashion_mnist.yaml" and not Path("/usr/share/datasets/fashion-mnist").is_dir():

@@ -34,6 +34,15 @@ def test_label_out_of_range(wrong, tmp_path, assert_refused):
     assert_refused(refused, 5, r"label out of range: got 10 at index \d+, expected 0\.\.9")
 
 
+def test_a_truncated_cifar_file(wrong, tmp_path, assert_refused, tiny_cifar):
+    path = tiny_cifar(tmp_path / "cifar", "cifar100") / "test.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    refused = wrong(IMAGES.replace("imagefolder, path: images", "cifar100, path: cifar"))
+
+    assert_refused(refused, 5, r"(?s)got 307399 bytes, expected .* records of 3074 bytes.*cifar/test\.bin")
+
+
 @pytest.fixture
 def images(root, tmp_path) -> Path:
     """A copy of the example's images, to be spoiled."""

@@ -19,6 +19,9 @@ def test_size_is_height_and_width(size: object, expected: object) -> None:
     [
         ({"dataset": "imagenet"}, "digits"),
         ({"dataset": "imagefolder"}, "needs `path`"),
+        ({"dataset": "cifar10"}, "cifar10 needs `path`: .* with data_batch_1.bin and test_batch.bin"),
+        ({"dataset": "cifar100"}, "cifar100 needs `path`: .* with train.bin and test.bin"),
+        ({"dataset": "cifar100", "path": "x", "size": 16}, "cifar100 takes no `size`"),
         ({"dataset": "digits", "path": "x"}, "takes no `path`"),
         ({"dataset": "fashion-mnist", "size": 14}, "takes no `size`"),
         ({"dataset": "digits", "train_samples": 0}, "greater than or equal to 1"),

@@ -24,7 +24,10 @@ def problems(model: object) -> list[str]:
 @pytest.mark.parametrize(
     ("given", "dumped"),
     [
-        ({"name": "resnet", "widths": [8, 16]}, {"widths": [8, 16], "depths": [1, 1], "stem_stride": 1}),
+        (
+            {"name": "resnet", "widths": [8, 16]},
+            {"widths": [8, 16], "depths": [1, 1], "stem_stride": 1, "stem_width": None, "preactivation": False},
+        ),
         ({"name": "mobilenet", "widths": [8], "depths": [2]}, {"depths": [2], "expansion": 4, "head_width": None}),
         ({"name": "mlp"}, {"widths": [128, 64]}),
         ({"name": "vit", "depth": 2}, {"width": 64, "depth": 2, "heads": 4, "patch": 4, "expansion": 2}),
@@ -57,6 +60,7 @@ def test_defaults_are_written_out(given: dict[str, Any], dumped: dict[str, Any])
         ("resnet", "Value error, a model is a mapping: got 'resnet', expected {name: resnet}"),
         ({"name": "resnet", "widths": []}, "Value error, it is empty, expected at least one width"),
         ({"name": "mlp", "widths": [0]}, "Input should be greater than or equal to 1"),
+        ({"name": "resnet", "stem_width": 0}, "Input should be greater than or equal to 1"),
         ({"name": "vit", "width": 20, "heads": 3}, "Value error, width is 20, expected a multiple of heads, 3"),
         ({"name": "vit", "activation": "silu"}, "Input should be 'relu' or 'gelu'"),
         ({"name": "mlp", "widths": [9999]}, "Input should be less than or equal to 4096"),

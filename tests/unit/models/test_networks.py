@@ -5,15 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from torch import nn
+from torch.nn import functional as F
 
 from compress.errors import ModelError
 from compress.models.catalogue import build_model, count_parameters
-from compress.models.networks import BasicBlock, SelfAttention
+from compress.models.networks import BasicBlock, PreactivationBlock, SelfAttention
 
 NETWORKS: list[dict[str, Any]] = [
     {"name": "resnet", "widths": [4, 8, 8]},
     {"name": "resnet", "widths": [4, 8], "depths": [0, 2], "stem_stride": 2},
+    {"name": "resnet", "stem_width": 4, "widths": [6, 8], "depths": [2, 1], "preactivation": True},
     {"name": "mobilenet", "widths": [4, 6], "depths": [2, 1], "expansion": 2},
     {"name": "mobilenet", "widths": [4], "expansion": 1, "head_width": 8},
     {"name": "mlp", "widths": [16]},
@@ -62,6 +65,22 @@ def test_parameters_by_hand() -> None:
     # stem 36 + 8; expand 4 * 8 + 16, depthwise 9 * 8 + 16, project 8 * 4 + 8; head 4 * 8 + 16; classifier 8 * 5 + 5
     mobile = {"name": "mobilenet", "widths": [4], "expansion": 2, "head_width": 8}
     assert count_parameters(build(mobile, (1, 8, 8))) == 44 + 48 + 88 + 40 + 48 + 45
+    # stem 9 * 4; block: norm 8, 9 * 24 + 12, 9 * 36, shortcut 4 * 6; norm 12; classifier 6 * 5 + 5
+    wide = {"name": "resnet", "stem_width": 4, "widths": [6], "preactivation": True}
+    assert count_parameters(build(wide, (1, 8, 8))) == 36 + 8 + 228 + 324 + 24 + 12 + 35
+
+
+@pytest.mark.parametrize(
+    ("recipe", "teacher", "student"),
+    [("resnet56_20", 0.86, 0.28), ("resnet32x4_8x4", 7.43, 1.23), ("wrn40_2_16_2", 2.26, 0.70)],
+)
+def test_networks_of_the_cifar_recipes_have_the_published_sizes(
+    root: Path, recipe: str, teacher: float, student: float
+) -> None:
+    steps = YAML(typ="safe", pure=True).load(root / "pipelines" / f"cifar100_{recipe}.yaml")["steps"]
+    for step, millions in (("teacher", teacher), ("student", student)):
+        net = build(steps[step]["model"], (3, 32, 32), classes=100)
+        assert round(count_parameters(net) / 1e6, 2) == millions
 
 
 def test_strides_and_depths() -> None:
@@ -73,6 +92,15 @@ def test_strides_and_depths() -> None:
     assert sizes == [(4, 16, 16), (8, 8, 8), (16, 4, 4), (16, 4, 4)]
 
 
+def test_a_stem_of_its_own_width_leaves_the_strides_alone() -> None:
+    net = build({"name": "resnet", "stem_width": 8, "widths": [16, 32]}, (3, 32, 32))
+    x, sizes = torch.rand(2, 3, 32, 32), []
+    for layer in net.features:  # type: ignore[union-attr]
+        x = layer(x)
+        sizes.append(tuple(x.shape[1:]))
+    assert sizes == [(8, 32, 32), (16, 32, 32), (32, 16, 16)]
+
+
 def test_blocks_without_a_projection_pass_their_input_on() -> None:
     net = build({"name": "resnet", "widths": [4]}, (1, 8, 8)).eval()
     block = next(module for module in net.modules() if isinstance(module, BasicBlock))
@@ -80,6 +108,19 @@ def test_blocks_without_a_projection_pass_their_input_on() -> None:
         nn.init.zeros_(parameter)
     images = torch.rand(2, 4, 8, 8)
     assert torch.equal(block(images), images)
+
+
+def test_a_preactivation_block_adds_to_what_it_was_given() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8)
+    same, projected = PreactivationBlock(4, 4, 1).eval(), PreactivationBlock(4, 6, 2).eval()
+    for block in (same, projected):
+        nn.init.zeros_(block.second.weight)
+        nn.init.uniform_(block.norm.weight, -1, 1)
+    assert torch.equal(same(images), images)  # negative values too: nothing is activated behind the sum
+    assert projected.shortcut is not None
+    expected = F.conv2d(F.relu(projected.norm(images)), projected.shortcut.weight, stride=2)
+    assert torch.equal(projected(images), expected)
 
 
 def test_parameters_of_a_transformer_by_hand() -> None:

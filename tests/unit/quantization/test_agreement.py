@@ -25,6 +25,7 @@ EXAMPLE = torch.zeros(2, 1, 8, 8)
 MINMAX = QuantizeSettings(method="minmax")
 NETWORKS = {
     "residual": {"name": "resnet", "widths": [4, 8]},
+    "preactivation": {"name": "resnet", "stem_width": 4, "widths": [6, 8], "depths": [2, 1], "preactivation": True},
     "depthwise": {"name": "mobilenet", "widths": [4, 6], "depths": [2, 1], "expansion": 2, "head_width": 8},
     "transformer": {"name": "vit", "width": 8, "depth": 2, "heads": 2, "patch": 2},
     "gelu": {"name": "vit", "width": 8, "depth": 1, "heads": 2, "patch": 4, "activation": "gelu"},

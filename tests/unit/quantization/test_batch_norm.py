@@ -91,6 +91,7 @@ def test_folding_gives_the_network_in_evaluation_mode():
     to_evaluation(graph)
     fold_batch_norm(graph)
     assert not batch_norms(graph)
+    assert [node.args[0].op for node in graph.graph.nodes if node.op == "call_module"] == ["placeholder"]  # `first`
     with torch.no_grad():
         assert torch.allclose(graph(images(7)), module.eval()(images(7)), atol=1e-4)
 

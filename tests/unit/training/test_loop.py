@@ -42,6 +42,14 @@ def test_cosine_falls_from_the_peak(settings: TrainSettings):
     assert all(a > b > 0 for a, b in pairwise(rates))
 
 
+def test_steps_fall_to_a_tenth_after_each_milestone(settings: TrainSettings):
+    step = replace(settings, schedule="step", epochs=10, milestones=(5, 8))
+    rates = [learning_rate_at(number, 70, step) for number in range(70)]  # 7 steps an epoch
+    assert rates[:35] == [0.05] * 35
+    assert rates[35:56] == pytest.approx([0.005] * 21)
+    assert rates[56:] == pytest.approx([0.0005] * 14)
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
 def test_a_training_of_one_step_has_a_rate(settings: TrainSettings, schedule: Any):
     assert 0 < learning_rate_at(0, 1, replace(settings, schedule=schedule)) <= 0.05
@@ -53,6 +61,7 @@ def test_a_training_of_one_step_has_a_rate(settings: TrainSettings, schedule: An
         {},
         {"optimizer": "adamw", "learning_rate": 0.01},
         {"schedule": "cosine"},
+        {"schedule": "step", "milestones": (2,)},
         {"momentum": 0.0},
         {"precision": "bf16"},
         {"augmentation": Augmentation(shift_px=1)},
