@@ -3,6 +3,7 @@
 <store>/<stage>/<key12>/          payload and manifest.json; later revisions are <key12>.<n>
 <store>/runs/<recipe>-<n>.json    run records
 <store>/tags/<name>.json          names that people gave to runs
+<store>/tune/                     studies of `compress tune`, with their figures
 <store>/quarantine/               damaged artifacts, each with the reason beside it
 <store>/.drafts/  .locks/  .hashes.json
 """
@@ -26,7 +27,7 @@ from compress.artifacts.manifest import ARTIFACTS, Artifact, FileEntry, Manifest
 from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, CompressError, TryAgainError
 
-_NOT_STAGES = {"runs", "quarantine", tags.FOLDER}
+_NOT_STAGES = {"runs", "quarantine", "tune", tags.FOLDER}
 _FOLDER = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})(?:\.([1-9][0-9]*))?")
 
 
