@@ -4,6 +4,7 @@
 <store>/runs/<recipe>-<n>.json    run records
 <store>/traces/<run>/<step>/      what training left beside its artifact: event files, profiles; nothing reads them here
 <store>/tags/<name>.json          names that people gave to runs
+<store>/tune/                     studies of `compress tune`, with their figures
 <store>/quarantine/               damaged artifacts, each with the reason beside it
 <store>/.drafts/  .locks/  .hashes.json
 """
@@ -28,7 +29,7 @@ from compress.artifacts.runs import RunRecord, StepRecord
 from compress.errors import ArtifactError, CompressError, TryAgainError
 
 _TRACES = "traces"
-_NOT_STAGES = {"runs", "quarantine", _TRACES, tags.FOLDER}
+_NOT_STAGES = {"runs", "quarantine", "tune", _TRACES, tags.FOLDER}
 _FOLDER = re.compile(rf"([0-9a-f]{{{KEY_DIGITS}}})(?:\.([1-9][0-9]*))?")
 
 

@@ -22,17 +22,17 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Knob:
-    """One key of the recipe that a study varies.
+    """One value that a study varies, and where it goes.
 
     Attributes:
         key: as `tune.space` has it, and as the study calls the parameter.
-        path: the same from the top of the recipe, e.g. (steps, student, temperature).
+        paths: the keys that get the value, from the top of the recipe: (steps, student, temperature).
         entry: its values.
         whole: only whole numbers; of a `Range`.
     """
 
     key: str
-    path: tuple[str, ...]
+    paths: tuple[tuple[str, ...], ...]
     entry: Range | Choices
     whole: bool = False
 
@@ -64,15 +64,19 @@ class Knob:
             return None
         return int(value) if self.whole else float(value)
 
+    def overrides(self, value: Any) -> list[str]:
+        """The same as `--set` takes it; JSON is YAML, and keeps every digit."""
+        return [f"{'.'.join(path)}={json.dumps(value)}" for path in self.paths]
+
 
 def _name(choice: Any) -> str:
     """How a study calls a choice: databases keep words and numbers, and a choice may be a list or a mapping."""
     return choice if isinstance(choice, str) else json.dumps(choice)
 
 
-def override(key: str, value: Any) -> str:
-    """The same as `--set` takes it; JSON is YAML, and keeps every digit."""
-    return f"{key}={json.dumps(value)}"
+def overrides_from_values(knobs: Sequence[Knob], values: Mapping[str, Any]) -> list[str]:
+    """What `--set` would be given for the values of some knobs, by key."""
+    return [setting for knob in knobs if knob.key in values for setting in knob.overrides(values[knob.key])]
 
 
 def needed_steps(recipe: Recipe, tune: TuneConfig) -> tuple[str, ...]:
@@ -84,7 +88,7 @@ def needed_steps(recipe: Recipe, tune: TuneConfig) -> tuple[str, ...]:
 
 def changed_steps(recipe: Recipe, knobs: Sequence[Knob], needed: Sequence[str]) -> tuple[str, ...]:
     """Those of the needed steps whose artifacts a knob may change; the others are the same in every trial."""
-    turned = {knob.path[1] for knob in knobs}
+    turned = {path[1] for knob in knobs for path in knob.paths}
     return tuple(name for name in needed if turned & {name, *recipe.upstream(name)})
 
 
@@ -104,19 +108,14 @@ def read_knobs(recipe: Recipe, tune: TuneConfig, overrides: Sequence[str], catal
     knobs: list[Knob] = []
     needed = needed_steps(recipe, tune)
     for key, entry in tune.space.items():
-        path, wrong = full_path(recipe.document, tuple(key.split(".")), TOP_LEVEL)
-        knob = Knob(key, tuple(str(part) for part in path), entry)
-        wrong = wrong or _misplaced(knob, needed, knobs)
+        places = [full_path(recipe.document, tuple(one.strip().split(".")), TOP_LEVEL) for one in key.split(",")]
+        knob = Knob(key, tuple(tuple(str(part) for part in path) for path, _ in places), entry)
+        wrong = next((wrong for _, wrong in places if wrong), "") or _misplaced(knob, needed, knobs)
         if wrong:
             problems.append(f"tune.space: {key}: {wrong}")
             continue
-        values = entry.choices if isinstance(entry, Choices) else (entry.low, entry.high)
-        found = [
-            problem
-            for value in values
-            for problem in recipe_problems(recipe.path, [*overrides, override(key, value)], catalogue)
-        ]
-        problems += [f"tune.space: {problem.removeprefix('--set ')}" for problem in dict.fromkeys(found)]
+        found = _refused(knob, recipe.path, overrides, catalogue)
+        problems += [f"tune.space: {problem}" for problem in found]
         knobs.append(replace(knob, whole=not found and _takes_whole(knob, recipe.path, overrides, catalogue)))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -125,13 +124,17 @@ def read_knobs(recipe: Recipe, tune: TuneConfig, overrides: Sequence[str], catal
 
 
 def _misplaced(knob: Knob, needed: Sequence[str], before: Sequence[Knob]) -> str:
-    if knob.path[0] != "steps":
-        return f"a knob belongs to a step, e.g. steps.{needed[-1]}.KEY, and this one to {knob.path[0]!r}"
-    if knob.path[1] not in needed:
-        return f"no objective depends on step {knob.path[1]!r}; those that count: {', '.join(needed)}"
-    for other in before:
-        if other.path[: len(knob.path)] == knob.path[: len(other.path)]:
-            return f"{other.key!r} names the same or a part of it"
+    outside = next((path[0] for path in knob.paths if path[0] != "steps"), None)
+    if outside is not None:
+        return f"a knob belongs to a step, e.g. steps.{needed[-1]}.KEY, and this one to {outside!r}"
+    steps = [path[1] for path in knob.paths]
+    if not set(steps) & set(needed):
+        return f"no objective depends on step {steps[0]!r}; those that count: {', '.join(needed)}"
+    taken = [(other.key, path) for other in before for path in other.paths]
+    for index, path in enumerate(knob.paths):
+        for key, other in [*taken, *((knob.key, one) for one in knob.paths[:index])]:
+            if other[: len(path)] == path[: len(other)]:
+                return f"{key!r} names the same or a part of it"
     if isinstance(knob.entry, Choices):
         names = [_name(value) for value in knob.entry.choices]
         twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
@@ -140,18 +143,36 @@ def _misplaced(knob: Knob, needed: Sequence[str], before: Sequence[Knob]) -> str
     return ""
 
 
+def _refused(knob: Knob, path: Path, overrides: Sequence[str], catalogue: Catalogue) -> list[str]:
+    """What the recipe says against the knob's values, each tried alone; the same about two values is said once."""
+    entry = knob.entry
+    values = entry.choices if isinstance(entry, Choices) else (entry.low, entry.high)
+    found: dict[str, str] = {}
+    for value in values:
+        settings = knob.overrides(value)
+        for problem in recipe_problems(path, [*overrides, *settings], catalogue):
+            complaint = problem
+            for setting in settings:
+                complaint = complaint.removeprefix(f"--set {setting}: ")
+            found.setdefault(complaint, problem.removeprefix("--set "))
+    return list(found.values())
+
+
 def _takes_whole(knob: Knob, path: Path, overrides: Sequence[str], catalogue: Catalogue) -> bool:
     """Whether the recipe refuses a fraction between the ends, which it takes themselves."""
     if isinstance(knob.entry, Choices) or isinstance(knob.entry.low, float) or isinstance(knob.entry.high, float):
         return False
-    between = override(knob.key, knob.entry.low + 0.5)
-    return bool(recipe_problems(path, [*overrides, between], catalogue))
+    return bool(recipe_problems(path, [*overrides, *knob.overrides(knob.entry.low + 0.5)], catalogue))
 
 
 def values_as_written(recipe: Recipe, knobs: Sequence[Knob]) -> dict[str, Any]:
-    """What the recipe itself says for each knob, defaults included; keys that it says nothing for are left out."""
-    found = {knob.key: _written(recipe, knob.path) for knob in knobs}
-    return {key: value for key, value in found.items() if value is not _ABSENT}
+    """What the recipe itself says for each knob, defaults included, where it says one thing for all its keys."""
+    found: dict[str, Any] = {}
+    for knob in knobs:
+        first, *others = (_written(recipe, path) for path in knob.paths)
+        if first is not _ABSENT and all(other == first for other in others):
+            found[knob.key] = first
+    return found
 
 
 def _written(recipe: Recipe, path: Sequence[str]) -> Any:
@@ -173,13 +194,14 @@ def without_knobs(recipe: Recipe, knobs: Sequence[Knob], needed: Sequence[str]) 
     """The steps that a trial runs, as they are written, without the values that vary."""
     steps: dict[str, Any] = {}
     for name in needed:
-        step, turned = recipe.step(name), [knob.path[2:] for knob in knobs if knob.path[1] == name]
-        roles = {role: list(names) for role, names in step.roles.items() if (role,) not in turned}
+        step = recipe.step(name)
+        turned = [path[2:] for knob in knobs for path in knob.paths if path[1] == name]
+        roles = {role: list(names) for role, names in step.roles.items() if (role,) not in turned and () not in turned}
         entry = {key: value for key, value in recipe.document["steps"][name].items() if key not in step.roles}
         entry = {} if () in turned else json.loads(json.dumps(entry))
         for path in turned:
             inner = _at(entry, path[:-1])
-            if isinstance(inner, dict):
-                inner.pop(path[-1] if path else "", None)
+            if isinstance(inner, dict) and path:
+                inner.pop(path[-1], None)
         steps[name] = {"version": step.stage.version, "config": entry, "inputs": roles}
     return steps

@@ -16,7 +16,7 @@ from compress.pipeline.runner import StepEvent
 from compress.pipeline.stage import Catalogue
 from compress.tuning import figures
 from compress.tuning.figures import Figure
-from compress.tuning.space import override
+from compress.tuning.space import overrides_from_values
 from compress.tuning.studies import AS_WRITTEN, Plan
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def trial_recipe(plan: Plan, values: Mapping[str, Any], catalogue: Catalogue) ->
     Raises:
         RecipeError: the values do not go together.
     """
-    settings = [override(key, value) for key, value in values.items()]
+    settings = overrides_from_values(plan.knobs, values)
     return plan.cut(load_recipe(plan.recipe.path, [*plan.overrides, *settings], catalogue))
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from compress.artifacts.files import write_durably
 from compress.artifacts.store import Store
 from compress.errors import CompressError, RecipeError, UsageError
 from compress.log import get_logger
-from compress.pipeline.overrides import apply_overrides
+from compress.pipeline.overrides import apply_overrides, full_path
 from compress.pipeline.plan import plan as plan_run
 from compress.pipeline.recipe import TOP_LEVEL, load_recipe
 from compress.pipeline.stage import Catalogue
 from compress.pipeline.yaml_tree import Tree
 from compress.tuning.results import Trial
-from compress.tuning.space import override
+from compress.tuning.space import overrides_from_values
 from compress.tuning.studies import Plan
 
 _NEVER_FOLDED = 4096
@@ -35,19 +39,32 @@ def changed_text(text: str, overrides: Sequence[str], remark: str) -> str:
     Raises:
         RecipeError: an override leads nowhere.
     """
-    from ruamel.yaml import YAML
-
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = _NEVER_FOLDED
     yaml.default_flow_style = None  # a new list or mapping of plain values stays on its line
     tree = Tree(yaml.load(text))
+    for override in overrides:
+        path, _ = full_path(tree.value, tuple(override.partition("=")[0].split(".")), TOP_LEVEL)
+        _unshare(tree.value, path[:-1])
     apply_overrides(tree, overrides, TOP_LEVEL)
     if tree.problems:
         raise RecipeError("; ".join(tree.problems))
     stream = io.StringIO()
     yaml.dump(tree.value, stream)
     return f"{stream.getvalue().rstrip()}\n# {remark}\n"
+
+
+def _unshare(recipe: Any, path: Sequence[Any]) -> None:
+    """Give the mappings on a path values of their own, where the text only refers to those of another place."""
+    for part in path:
+        inner = recipe.get(part)
+        if not isinstance(inner, CommentedMap):
+            return
+        if inner.anchor.value is not None:
+            inner = recipe[part] = inner.copy()
+            inner.anchor.value = None
+        recipe = inner
 
 
 def write_best(plan: Plan, trial: Trial, remark: str, path: Path, store: Store, catalogue: Catalogue) -> None:
@@ -66,7 +83,7 @@ def write_best(plan: Plan, trial: Trial, remark: str, path: Path, store: Store, 
     """
     if path.exists() and path.samefile(plan.recipe.path):
         raise UsageError(f"--best {path}: this is the recipe itself", hint="name another file")
-    settings = [*plan.overrides, *(override(key, value) for key, value in trial.values.items())]
+    settings = [*plan.overrides, *overrides_from_values(plan.knobs, trial.values)]
     text = changed_text(plan.recipe.path.read_text(encoding="utf-8"), settings, remark)
     try:
         write_durably(path, text.encode())

@@ -68,13 +68,17 @@ class Studio:
         plan, _, study = self.open(*overrides)
         return read_trials(study.get_trials(deepcopy=False), plan.knobs, list(plan.objectives))
 
-    def start(self, seconds: float) -> subprocess.Popen[str]:
-        """A worker in a process of its own; returns when it has opened the study."""
+    def start(self, seconds: float, *, wait: bool = False) -> subprocess.Popen[str]:
+        """A worker in a process of its own, which has opened the study and begins at once, or waits for a line."""
         command = [sys.executable, str(PROGRAM), str(self.path), str(self.store.root), self.storage or "", str(seconds)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        assert process.stdin is not None
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
             raise AssertionError(process.communicate()[1])
+        if not wait:
+            print(file=process.stdin, flush=True)
         return process
 
 

@@ -58,7 +58,9 @@ def check_complete(trials, places: int) -> None:
 
 @pytest.mark.slow
 def test_workers_share_the_trials(shared):
-    processes = [shared.start(0.5) for _ in range(2)]
+    processes = [shared.start(0.3, wait=True) for _ in range(2)]
+    for process in processes:
+        print(file=process.stdin, flush=True)
     ended_well(processes)
     trials = shared.trials()
     assert [trial.outcome for trial in trials] == [Outcome.DONE] * 6

@@ -1,6 +1,7 @@
 """A catalogue whose training takes no time: studies of it are real, down to artifacts and locks.
 
-As a program it is one worker: `python toy_study.py RECIPE STORE STORAGE SECONDS`, SECONDS being what a trial takes.
+As a program it is one worker: `python toy_study.py RECIPE STORE STORAGE SECONDS`, SECONDS being what a trial takes;
+it says `ready` and begins at a line from standard input.
 """
 
 import math
@@ -129,6 +130,7 @@ def main() -> None:
     place = open_place(storage or None, store, "toy")
     study = open_study(plan, place, "toy", identity(plan, store, CATALOGUE))
     print("ready", flush=True)
+    sys.stdin.readline()
     work(plan, study, place, Evaluator(plan, study, store, CATALOGUE))
 
 
