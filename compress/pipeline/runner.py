@@ -108,7 +108,7 @@ def run(
         )
     )
     hashes = store.hashes(rehash=rehash)
-    keys = Keys(recipe, catalogue, hashes)
+    keys = Keys(recipe, catalogue, hashes, store)
     runnable = frozenset([only] if only else names)
     going = _Run(recipe, store, catalogue, keys, names, runnable, set(force), lock_timeout_s, on_event, record)
     try:

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from compress.artifacts.manifest import Checkpoint
-from compress.errors import ModelError
+from compress.artifacts.manifest import Checkpoint, OnnxModel
+from compress.errors import ModelError, UsageError
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.stages.fitting import (
     LIBRARIES,
+    Teacher,
     check_fits,
     describe_network,
     learning_data,
     load_teachers,
+    network_of,
     settings_from_config,
     write_checkpoint,
 )
@@ -60,7 +62,7 @@ class DistillConfig(DistillationConfig, MixtureConfig):
 class DistillInputs:
     """Who teaches, and where the student starts (default: from random weights)."""
 
-    teacher: tuple[Checkpoint, ...]
+    teacher: tuple[Checkpoint | OnnxModel, ...]
     student: Checkpoint | None = None
 
 
@@ -86,7 +88,8 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     from compress.training.teacher import TeacherLogits
 
     data = learning_data(config, workspace, taught=True)
-    teachers = load_teachers(inputs.teacher, data, workspace)
+    settings = settings_from_config(config, workspace.seed)
+    teachers = load_teachers(inputs.teacher, data, workspace, settings.threads)
     torch.manual_seed(workspace.seed)
     net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
     mean, std = data.train.channel_statistics()
@@ -105,11 +108,10 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
                 hint="give both steps the same `model:`, or leave `student:` out to start from random weights",
             )
         module.load_state_dict(initial.module.state_dict())
-    settings = settings_from_config(config, workspace.seed)
     tapped = any(isinstance(one, FeatureConfig) for one in config.losses)
     why = "losses compare what layers put out" if tapped else None
     teaching = TeacherLogits([one.module for one in teachers], settings, data.train, live=why)
-    objective = _objective(config, teaching, module, data)
+    objective = _objective(config, teaching, module, teachers, data)
     try:
         fitted = fit(module, objective, data.train, data.validation, settings)
     finally:
@@ -119,7 +121,11 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
 
 
 def _objective(
-    config: DistillConfig, teaching: "TeacherLogits", module: "nn.Module", data: "Dataset"
+    config: DistillConfig,
+    teaching: "TeacherLogits",
+    module: "nn.Module",
+    teachers: Sequence[Teacher],
+    data: "Dataset",
 ) -> "MixtureObjective":
     """What the student minimises; its taps are on."""
     from compress.training.objectives import MixtureObjective, distillation_objective
@@ -129,11 +135,23 @@ def _objective(
             teaching, config.temperature, config.kd_weight, config.label_smoothing, config.combine
         )
     # names are those of the networks, inside of their normalisation
-    student, teachers = module.get_submodule("net"), [one.get_submodule("net") for one in teaching.modules]
-    mixture = mixture_of(config, config.label_smoothing, student, teachers)
+    student, networks = network_of(module), [network_of(one.module) for one in teachers]
+    _refuse_taps_of_files(config, teachers)
+    mixture = mixture_of(config, config.label_smoothing, student, networks)
     if mixture.pairs:
-        mixture.tap(student, teachers[0], _example(data))
+        mixture.tap(student, networks[0], _example(data))
     return MixtureObjective(mixture, teaching)
+
+
+def _refuse_taps_of_files(config: DistillConfig, teachers: Sequence[Teacher]) -> None:
+    tapped = [one.loss for one in config.losses if isinstance(one, FeatureConfig)]
+    files = [one.step for one in teachers if one.loaded is None]
+    if tapped and files:
+        raise UsageError(
+            f"`{tapped[0]}` compares layers, and the teacher of step {files[0]!r} is an ONNX file, whose layers cannot"
+            " be tapped",
+            hint="name a checkpoint as teacher, or use losses of logits: kd, dkd, logits_mse, dist",
+        )
 
 
 def _example(data: "Dataset") -> "Tensor":
@@ -148,7 +166,7 @@ DISTILL = Stage(
     config=DistillConfig,
     inputs=DistillInputs,
     output=Checkpoint,
-    libraries=LIBRARIES,
+    libraries=(*LIBRARIES, "onnxruntime"),
     run=run,
     splits=("train", "validation", "unlabelled"),
     seeded=True,

@@ -2,18 +2,21 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.artifacts.manifest import Checkpoint, Metric
+from compress.artifacts.manifest import Checkpoint, Metric, OnnxModel
 from compress.errors import ModelError
 from compress.models.config import ModelConfig
 from compress.pipeline.keys import name_sources
 from compress.pipeline.stage import Workspace
-from compress.stages.contract import image_tensors
+from compress.stages.contract import INPUT, OUTPUT, image_tensors
 from compress.stages.training_config import TrainingConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from compress.data.datasets import Dataset
     from compress.training.checkpoint import CheckpointDescription, Loaded
     from compress.training.loop import FitResult, TrainSettings
@@ -94,34 +97,94 @@ def describe_network(
     )
 
 
-def load_teachers(teachers: Sequence[Checkpoint], data: "Dataset", workspace: Workspace) -> "list[Loaded]":
-    """Load checkpoints that teach on this data.
+@dataclass(frozen=True)
+class Teacher:
+    """Somebody to learn from.
+
+    Attributes:
+        step: that made it.
+        module: images in [0, 1] to logits.
+        loaded: the checkpoint; None of an ONNX file, which has no layers to look at.
+    """
+
+    step: str
+    module: "nn.Module"
+    loaded: "Loaded | None"
+
+
+def load_teachers(
+    teachers: Sequence[Checkpoint | OnnxModel], data: "Dataset", workspace: Workspace, threads: int = 1
+) -> list[Teacher]:
+    """Load checkpoints and ONNX files that teach on this data; files run in ONNX Runtime on the processor.
+
+    Args:
+        teachers: of which steps.
+        data: whose classes and image shape they share.
+        workspace: of the step that learns.
+        threads: of ONNX Runtime.
 
     Raises:
         ModelError: a teacher answers for other classes, or in another order, or takes other images.
     """
     from compress.training.checkpoint import load_checkpoint
 
-    loaded = [load_checkpoint(teacher.path, workspace.base) for teacher in teachers]
-    for teacher, one in zip(teachers, loaded, strict=True):
-        check_fits(one.description, data, f"step {teacher.step!r}")
-    return loaded
+    found: list[Teacher] = []
+    for teacher in teachers:
+        where = f"step {teacher.step!r}"
+        if isinstance(teacher, OnnxModel):
+            shapes = {tensor.name: tensor.shape[1:] for tensor in teacher.manifest.tensors}
+            _check_shapes(shapes[INPUT], shapes[OUTPUT], data, where)
+            found.append(Teacher(teacher.step, _module_from_onnx(teacher, threads), None))
+            continue
+        loaded = load_checkpoint(teacher.path, workspace.base)
+        check_fits(loaded.description, data, where)
+        found.append(Teacher(teacher.step, loaded.module, loaded))
+    return found
+
+
+def network_of(module: "nn.Module") -> "nn.Module":
+    """The network inside its normalisation, whose modules recipes name; a graph with fake-quant is all one."""
+    from compress.models.normalized import Normalized
+
+    return module.net if isinstance(module, Normalized) else module
+
+
+def _module_from_onnx(teacher: OnnxModel, threads: int) -> "nn.Module":
+    from compress.engines.onnxruntime_session import OnnxRuntimeSession
+    from compress.engines.session_module import SessionModule
+
+    float_graph = teacher.manifest.quantization is None
+    session = OnnxRuntimeSession.load(teacher.path / "model.onnx", threads=threads, optimized=float_graph)
+    return SessionModule(session, INPUT, OUTPUT)
+
+
+def _check_shapes(
+    image_shape: Sequence[int | str], logits_shape: Sequence[int | str], data: "Dataset", where: str
+) -> None:
+    """Refuse a teacher that takes other images, or answers for another number of classes."""
+    if tuple(logits_shape) != (len(data.classes),):
+        raise ModelError(
+            f"the network answers for {logits_shape[0]} classes, the data has {len(data.classes)}: "
+            f"{', '.join(data.classes)}",
+            where=where,
+            hint="train it on this data, or point `data:` at the data it was trained on",
+        )
+    if tuple(image_shape) != data.image_shape:
+        raise ModelError(
+            f"the network takes images of shape {tuple(image_shape)}, the data has {data.image_shape}",
+            where=where,
+        )
 
 
 def check_fits(description: "CheckpointDescription", data: "Dataset", where: str) -> None:
     """Refuse a checkpoint whose classes or image shape are not the data's."""
-    if tuple(description.classes) != data.classes:
-        got, expected = description.classes, data.classes
-        what = f"{len(got)} classes" if len(got) != len(expected) else f"classes in the order {', '.join(got)}"
+    got, expected = tuple(description.classes), data.classes
+    _check_shapes(description.image_shape, (len(got),), data, where)
+    if got != expected:
         raise ModelError(
-            f"the checkpoint answers for {what}, the data has {len(expected)}: {', '.join(expected)}",
+            f"the checkpoint answers for classes in the order {', '.join(got)}, the data has {', '.join(expected)}",
             where=where,
             hint="train it on this data, or point `data:` at the data it was trained on",
-        )
-    if tuple(description.image_shape) != data.image_shape:
-        raise ModelError(
-            f"the checkpoint takes images of shape {tuple(description.image_shape)}, the data has {data.image_shape}",
-            where=where,
         )
 
 

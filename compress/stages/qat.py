@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from compress.artifacts.manifest import Checkpoint, Quantization
+from compress.artifacts.manifest import Checkpoint, OnnxModel, Quantization
 from compress.errors import ModelError, UsageError
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
@@ -35,7 +35,7 @@ class QatInputs:
     """Whose weights are fine-tuned, and who teaches meanwhile."""
 
     student: Checkpoint
-    teacher: Checkpoint | None = None
+    teacher: Checkpoint | OnnxModel | None = None
 
 
 def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
@@ -66,7 +66,7 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     prepared = prepare_qat(student.module, torch.zeros(2, *data.image_shape))
     objective, teaching = hard_objective(config.label_smoothing), None
     if inputs.teacher:
-        (teacher,) = load_teachers([inputs.teacher], data, workspace)
+        (teacher,) = load_teachers([inputs.teacher], data, workspace, settings.threads)
         teaching = TeacherLogits([teacher.module], settings, data.train)
         objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
     fitted = fit(prepared, objective, data.train, data.validation, settings)
@@ -83,7 +83,7 @@ QAT = Stage(
     config=QatConfig,
     inputs=QatInputs,
     output=Checkpoint,
-    libraries=LIBRARIES,
+    libraries=(*LIBRARIES, "onnxruntime"),
     run=run,
     splits=("train", "validation", "unlabelled"),
     seeded=True,
