@@ -22,6 +22,7 @@ from compress.stages.fitting import (
     settings_from_config,
     write_checkpoint,
 )
+from compress.stages.init_config import InitConfig, source_of_layers, take_layers
 from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
 from compress.stages.training_config import DistillationConfig, resolve_training
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress.data.datasets import Dataset
-    from compress.training.checkpoint import CheckpointDescription
+    from compress.models.normalized import Normalized
+    from compress.training.checkpoint import CheckpointDescription, Loaded
     from compress.training.objectives import MixtureObjective
     from compress.training.teacher import TeacherLogits
 
@@ -41,6 +43,7 @@ class DistillConfig(DistillationConfig, MixtureConfig):
 
     model: ModelConfig
     epochs: int = Field(ge=1, description="passes over the training split")
+    init: InitConfig | None = Field(default=None, description="layers that the student starts from")
 
     @property
     def hard_weight(self) -> float:
@@ -60,7 +63,7 @@ class DistillConfig(DistillationConfig, MixtureConfig):
 
 @dataclass(frozen=True)
 class DistillInputs:
-    """Who teaches, and where the student starts (default: from random weights)."""
+    """Who teaches, and whose weights the student starts from: all of them, or the layers that `init` names."""
 
     teacher: tuple[Checkpoint | OnnxModel, ...]
     student: Checkpoint | None = None
@@ -78,36 +81,14 @@ def _network(description: "CheckpointDescription") -> str:
 
 
 def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> Metrics:
-    """Fit the student to the softened logits of the teachers, averaged, and to the labels."""
-    import torch
-
-    from compress.models.catalogue import build_model, check_model
-    from compress.models.normalized import Normalized
-    from compress.training.checkpoint import load_checkpoint
+    """Fit the student to the softened logits of the teachers, combined, and to the labels."""
     from compress.training.loop import fit
     from compress.training.teacher import TeacherLogits
 
     data = learning_data(config, workspace, taught=True)
     settings = settings_from_config(config, workspace.seed)
     teachers = load_teachers(inputs.teacher, data, workspace, settings.threads)
-    torch.manual_seed(workspace.seed)
-    net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
-    mean, std = data.train.channel_statistics()
-    if inputs.student:
-        initial = load_checkpoint(inputs.student.path, workspace.base)
-        check_fits(initial.description, data, f"step {inputs.student.step!r}")
-        mean, std = initial.description.mean, initial.description.std
-    module = Normalized(net, mean, std)
-    check_model(module, data.image_shape, len(data.classes))
-    description = describe_network(config.model, data, mean, std, workspace.base)
-    if inputs.student:
-        if initial.description.scheme or initial.description.model != description.model:
-            raise ModelError(
-                f"step {inputs.student.step!r} cannot be the initial student: its network is "
-                f"{_network(initial.description)}, this step's is {_network(description)}",
-                hint="give both steps the same `model:`, or leave `student:` out to start from random weights",
-            )
-        module.load_state_dict(initial.module.state_dict())
+    module, description = _student(config, inputs, teachers, data, workspace)
     tapped = any(isinstance(one, FeatureConfig) for one in config.losses)
     why = "losses compare what layers put out" if tapped else None
     teaching = TeacherLogits([one.module for one in teachers], settings, data.train, live=why)
@@ -120,11 +101,52 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     return write_checkpoint(workspace, module, description, data, fitted)
 
 
+def _student(
+    config: DistillConfig, inputs: DistillInputs, teachers: list[Teacher], data: "Dataset", workspace: Workspace
+) -> "tuple[Normalized, CheckpointDescription]":
+    """The student before its first step: from random weights, another student, or layers of either."""
+    import torch
+
+    from compress.models.catalogue import build_model, check_model
+    from compress.models.normalized import Normalized
+    from compress.training.checkpoint import load_checkpoint
+
+    torch.manual_seed(workspace.seed)
+    net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
+    source = None
+    if inputs.student:
+        source = load_checkpoint(inputs.student.path, workspace.base)
+        check_fits(source.description, data, f"step {inputs.student.step!r}")
+    if config.init:
+        source = source_of_layers(config.init, teachers, source)
+    # layers that are taken over go on to see what they were trained on
+    known = (source.description.mean, source.description.std) if source else data.train.channel_statistics()
+    module = Normalized(net, *known)
+    check_model(module, data.image_shape, len(data.classes))
+    description = describe_network(config.model, data, *known, workspace.base)
+    if config.init and source:
+        workspace.notes.append(take_layers(config.init, module, source))
+    elif inputs.student and source:
+        _take_all(module, description, source, inputs.student.step)
+    return module, description
+
+
+def _take_all(module: "nn.Module", description: "CheckpointDescription", initial: "Loaded", step: str) -> None:
+    if initial.description.scheme or initial.description.model != description.model:
+        raise ModelError(
+            f"step {step!r} cannot be the initial student: its network is {_network(initial.description)}, this "
+            f"step's is {_network(description)}",
+            hint="give both steps the same `model:`, name layers in `init: {from: student}`, or leave `student:` out to"
+            " start from random weights",
+        )
+    module.load_state_dict(initial.module.state_dict())
+
+
 def _objective(
     config: DistillConfig,
     teaching: "TeacherLogits",
     module: "nn.Module",
-    teachers: Sequence[Teacher],
+    teachers: list[Teacher],
     data: "Dataset",
 ) -> "MixtureObjective":
     """What the student minimises; its taps are on."""
