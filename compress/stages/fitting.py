@@ -48,7 +48,7 @@ def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
     )
 
 
-def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool) -> "Dataset":
+def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool, unlabelled: bool = True) -> "Dataset":
     """The data as a step may see them: labels that it may not read are hidden before anything else happens.
 
     Args:
@@ -56,6 +56,7 @@ def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool)
         workspace: of the step.
         taught: whether there are soft targets for images without label; otherwise the others are learned from alone,
             repeated to as many steps an epoch.
+        unlabelled: whether images that never had a label are taught too.
 
     Raises:
         DataError: the data cannot be read, or have too few images for so many labels.
@@ -67,7 +68,7 @@ def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool)
     from compress.data.split import HIDDEN
 
     whole = load_dataset(workspace.data, workspace.base)
-    data = hide_labels(whole, config.labels, f"steps.{workspace.step}.labels", unlabelled=taught)
+    data = hide_labels(whole, config.labels, f"steps.{workspace.step}.labels", unlabelled=taught and unlabelled)
     labelled = int((data.train.labels != HIDDEN).sum())
     if labelled < len(data.train):
         workspace.notes.append(f"labels of {labelled} of {len(data.train)} training images were read")
