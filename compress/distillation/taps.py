@@ -74,24 +74,27 @@ def modules_named(module: nn.Module, pattern: str, who: str) -> list[str]:
     return found
 
 
-def pairs_named(student: nn.Module, teacher: nn.Module, taps: Mapping[str, str]) -> list[tuple[str, str]]:
+def pairs_named(
+    student: nn.Module, teacher: nn.Module, taps: Mapping[str, str], who: str = "teacher"
+) -> list[tuple[str, str]]:
     """Modules of the student with those of the teacher that they imitate.
 
     Args:
         student: a network.
         teacher: another one.
         taps: name or pattern in the student -> in the teacher; patterns are paired in the order of the networks.
+        who: what messages call the other network.
 
     Raises:
         UsageError: an unknown name, or a pattern that means another number of modules on the other side.
     """
     found: list[tuple[str, str]] = []
     for ours, theirs in taps.items():
-        left, right = modules_named(student, ours, "The student"), modules_named(teacher, theirs, "The teacher")
+        left, right = modules_named(student, ours, "The student"), modules_named(teacher, theirs, f"The {who}")
         if len(left) != len(right):
             raise UsageError(
                 f"{ours!r} means {len(left)} modules of the student ({', '.join(left)}) and {theirs!r} {len(right)} of "
-                f"the teacher ({', '.join(right)}); expected as many.",
+                f"the {who} ({', '.join(right)}); expected as many.",
                 hint="Name the pairs one by one.",
             )
         found += zip(left, right, strict=True)

@@ -13,8 +13,9 @@ from compress.artifacts.files import disk_is_full, store_refused, try_again_erro
 from compress.artifacts.fingerprint import document_digest
 from compress.artifacts.manifest import Artifact, InputRef, Manifest, Metric
 from compress.artifacts.store import Store
-from compress.errors import CompressError, InputError
+from compress.errors import CompressError, InputError, TryAgainError
 from compress.pipeline import machine
+from compress.pipeline.keys import EARLIER
 from compress.pipeline.recipe import Recipe
 from compress.pipeline.roles import ANCESTORS, roles_of, wants_ancestors
 from compress.pipeline.source import package_source
@@ -59,6 +60,7 @@ def execute(
             data=recipe.data if stage.splits else None,
             base=recipe.base,
             watch=watch,
+            earlier=_earlier(step, config, document, store),
         )
         metrics = _run_stage(step, config, artifacts, recipe, workspace, store)
         files, digest = store.seal(draft)
@@ -92,6 +94,16 @@ def environment(step: Step) -> dict[str, Any]:
         "libraries": {name: machine.library_version(name) for name in step.stage.libraries},
         **{name: fact() for name, fact in machine.FACTS.items()},
     }
+
+
+def _earlier(step: Step, config: StageConfig, document: Mapping[str, Any], store: Store) -> Artifact | None:
+    """The artifact that the step stands for, whole and the one that is in its key."""
+    if step.stage.earlier is None:
+        return None
+    found = store.verify(step.stage.earlier(config, store))
+    if [found.manifest.digest] != document["inputs"][EARLIER]:
+        raise TryAgainError("another artifact is meant by now", where=f"step {step.name}", hint="run the recipe again")
+    return found
 
 
 def _run_stage(

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from compress.artifacts.fingerprint import FileHashes
 from compress.artifacts.manifest import Artifact
+from compress.artifacts.store import Store
 from compress.errors import CompressError, DataError, InputError
 from compress.pipeline.machine import FACTS, library_version
 from compress.pipeline.recipe import Recipe
@@ -17,6 +18,7 @@ from compress.pipeline.stage import Catalogue, StageConfig
 from compress.pipeline.steps import Step
 
 KEY_SCHEMA = 1
+EARLIER = "earlier"  # beside the roles
 _ABSENT = object()
 
 
@@ -27,12 +29,14 @@ class Keys:
         recipe: the recipe.
         catalogue: gives the digests of the data.
         hashes: of source files.
+        store: where steps that stand for artifacts of earlier runs look for these.
     """
 
-    def __init__(self, recipe: Recipe, catalogue: Catalogue, hashes: FileHashes) -> None:
+    def __init__(self, recipe: Recipe, catalogue: Catalogue, hashes: FileHashes, store: Store) -> None:
         self._recipe = recipe
         self._catalogue = catalogue
         self._hashes = hashes
+        self._store = store
         self._data: Mapping[str, str] | None = None
 
     def document(self, step: Step, artifacts: Mapping[str, Artifact]) -> tuple[dict[str, Any], StageConfig]:
@@ -69,6 +73,8 @@ class Keys:
             "sources": {name: self._source(path) for name, path in sources.items()},
             "facts": {name: FACTS[name]() for name in stage.facts},
         }
+        if stage.earlier is not None:
+            document["inputs"][EARLIER] = [stage.earlier(config, self._store).manifest.digest]
         if stage.seeded:
             document["seed"] = self._recipe.seed
         if wants_ancestors(stage):

@@ -50,7 +50,7 @@ def plan(
         CompressError: data or sources cannot be read, or the machine lacks what a config demands.
     """
     check_steps(recipe, force, "--force")
-    keys = Keys(recipe, catalogue, store.hashes(rehash=rehash))
+    keys = Keys(recipe, catalogue, store.hashes(rehash=rehash), store)
     known: dict[str, Artifact] = {}
     planned: list[PlannedStep] = []
     for step in recipe.steps:

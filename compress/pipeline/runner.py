@@ -106,7 +106,7 @@ def run(
     store.prepare()
     record = store.create_run(_new_record(recipe, names))
     hashes = store.hashes(rehash=rehash)
-    keys = Keys(recipe, catalogue, hashes)
+    keys = Keys(recipe, catalogue, hashes, store)
     runnable = frozenset([only] if only else names)
     going = _Run(
         recipe, store, catalogue, keys, names, runnable, set(force), lock_timeout_s, profile, on_event, on_epoch, record

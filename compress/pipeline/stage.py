@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from compress.artifacts.manifest import Artifact, Metric, Quantization, Record, Tensor
+from compress.artifacts.store import Store
 
 Metrics = Sequence[Metric]
 
@@ -57,6 +58,7 @@ class Workspace:
     seed: int
     data: Any  # the recipe's validated `data:` entry
     base: Path  # the recipe's folder: relative paths and `module:callable` start here
+    earlier: Artifact | None = None  # what the stage's `earlier` found, verified
     tensors: Sequence[Tensor] = ()
     quantization: Quantization | None = None
     notes: list[str] = field(default_factory=list[str])
@@ -94,6 +96,8 @@ class Stage(Generic[Config, Inputs]):
     measured: bool = False  # every execution is a new revision of the artifact
     resolve: Callable[[Config], Config] = _same  # replaces `auto` by what it becomes here
     sources: Callable[[Config, Path], Sequence[Path]] = _no_sources  # files outside the data that shape the result
+    # finds an artifact of an earlier run that the step stands for; its content is in the key, its kind is `output`
+    earlier: Callable[[Config, Store], Artifact] | None = None
 
 
 class StepLike(Protocol):

@@ -10,15 +10,19 @@ from compress.pipeline.stage import Catalogue, GateVerdict, Stage, StepLike
 from compress.report.gates import GatesConfig, Measured, unanswerable
 from compress.stages.answers import ANSWERS
 from compress.stages.benchmark import BENCHMARK, BenchmarkConfig
+from compress.stages.bring import BRING
 from compress.stages.calibrate import CALIBRATE
 from compress.stages.distill import DISTILL
 from compress.stages.engine import ENGINE
 from compress.stages.export import EXPORT
 from compress.stages.qat import QAT
+from compress.stages.tagged import TAGGED
 from compress.stages.train import TRAIN
 
 STAGES: Mapping[str, Stage[Any, Any]] = {
     "train": TRAIN,
+    "bring": BRING,
+    "tagged": TAGGED,
     "answers": ANSWERS,
     "distill": DISTILL,
     "qat": QAT,

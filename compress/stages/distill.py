@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from compress.artifacts.manifest import Checkpoint, TeacherOutputs
-from compress.errors import ModelError
+from compress.artifacts.manifest import Checkpoint, OnnxModel, TeacherOutputs
+from compress.errors import ModelError, UsageError
 from compress.models.config import ModelConfig
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.stages.fitting import (
     LIBRARIES,
+    Teacher,
     check_fits,
     describe_network,
     fit_watched,
     learning_data,
+    load_teachers,
+    network_of,
     write_checkpoint,
 )
+from compress.stages.init_config import InitConfig, source_of_layers, take_layers
 from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
 from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress.data.datasets import Dataset
-    from compress.training.checkpoint import CheckpointDescription
+    from compress.models.normalized import Normalized
+    from compress.training.checkpoint import CheckpointDescription, Loaded
     from compress.training.objectives import MixtureObjective
     from compress.training.teacher import Teaching
 
@@ -39,6 +44,7 @@ class DistillConfig(DistillationConfig, MixtureConfig):
 
     model: ModelConfig
     epochs: int = Field(ge=1, description="passes over the training split")
+    init: InitConfig | None = Field(default=None, description="layers that the student starts from")
 
     @property
     def hard_weight(self) -> float:
@@ -62,9 +68,9 @@ class DistillConfig(DistillationConfig, MixtureConfig):
 
 @dataclass(frozen=True)
 class DistillInputs:
-    """Who teaches, what was answered beforehand, and where the student starts (default: from random weights)."""
+    """Who teaches, what was answered beforehand, and whose weights the student starts from: all, or those of `init`."""
 
-    teacher: tuple[Checkpoint, ...]
+    teacher: tuple[Checkpoint | OnnxModel, ...]
     answers: TeacherOutputs | None = None
     student: Checkpoint | None = None
 
@@ -82,35 +88,16 @@ def _network(description: "CheckpointDescription") -> str:
 
 def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> Metrics:
     """Fit the student to its teachers and to the labels: to softened logits, or to a mixture of losses."""
-    import torch
-
-    from compress.models.catalogue import build_model, check_model
-    from compress.models.normalized import Normalized
-    from compress.training.checkpoint import load_checkpoint
-
     data = learning_data(config, workspace, taught=True)
     tapped = any(isinstance(one, FeatureConfig) for one in config.losses)
     why = "losses compare what layers put out" if tapped else ""
-    teaching, settings = teaching_from(config, inputs.teacher, inputs.answers, data, workspace, live_because=why)
-    torch.manual_seed(workspace.seed)
-    net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
-    mean, std = data.train.channel_statistics()
-    if inputs.student:
-        initial = load_checkpoint(inputs.student.path, workspace.base)
-        check_fits(initial.description, data, f"step {inputs.student.step!r}")
-        mean, std = initial.description.mean, initial.description.std
-    module = Normalized(net, mean, std)
-    check_model(module, data.image_shape, len(data.classes))
-    description = describe_network(config.model, data, mean, std, workspace.base)
-    if inputs.student:
-        if initial.description.scheme or initial.description.model != description.model:
-            raise ModelError(
-                f"step {inputs.student.step!r} cannot be the initial student: its network is "
-                f"{_network(initial.description)}, this step's is {_network(description)}",
-                hint="give both steps the same `model:`, or leave `student:` out to start from random weights",
-            )
-        module.load_state_dict(initial.module.state_dict())
-    objective = _objective(config, teaching, module, data)
+    teaching, settings, teachers = teaching_from(
+        config, inputs.teacher, inputs.answers, data, workspace, live_because=why
+    )
+    if config.init and inputs.answers:  # nobody teaches, but layers are taken over
+        teachers = load_teachers(inputs.teacher, data, workspace)
+    module, description = _student(config, inputs, teachers, data, workspace)
+    objective = _objective(config, teaching, module, teachers, data)
     try:
         fitted = fit_watched(workspace, module, objective, data.train, data.validation, settings)
     finally:
@@ -118,31 +105,81 @@ def run(config: DistillConfig, inputs: DistillInputs, workspace: Workspace) -> M
     return [*write_checkpoint(workspace, module, description, data, fitted), *report_teaching(teaching, workspace)]
 
 
-def _objective(config: DistillConfig, teaching: "Teaching", module: "nn.Module", data: "Dataset") -> "MixtureObjective":
+def _student(
+    config: DistillConfig, inputs: DistillInputs, teachers: list[Teacher], data: "Dataset", workspace: Workspace
+) -> "tuple[Normalized, CheckpointDescription]":
+    """The student before its first step: from random weights, another student, or layers of either."""
+    import torch
+
+    from compress.models.catalogue import build_model, check_model
+    from compress.models.normalized import Normalized
+    from compress.training.checkpoint import load_checkpoint
+
+    torch.manual_seed(workspace.seed)
+    net = build_model(config.model, image_shape=data.image_shape, classes=len(data.classes), base=workspace.base)
+    source = None
+    if inputs.student:
+        source = load_checkpoint(inputs.student.path, workspace.base)
+        check_fits(source.description, data, f"step {inputs.student.step!r}")
+    if config.init:
+        source = source_of_layers(config.init, teachers, source)
+    # layers that are taken over go on to see what they were trained on
+    known = (source.description.mean, source.description.std) if source else data.train.channel_statistics()
+    module = Normalized(net, *known)
+    check_model(module, data.image_shape, len(data.classes))
+    description = describe_network(config.model, data, *known, workspace.base)
+    if config.init and source:
+        workspace.notes.append(take_layers(config.init, module, source))
+    elif inputs.student and source:
+        _take_all(module, description, source, inputs.student.step)
+    return module, description
+
+
+def _take_all(module: "nn.Module", description: "CheckpointDescription", initial: "Loaded", step: str) -> None:
+    if initial.description.scheme or initial.description.model != description.model:
+        raise ModelError(
+            f"step {step!r} cannot be the initial student: its network is {_network(initial.description)}, this "
+            f"step's is {_network(description)}",
+            hint="give both steps the same `model:`, name layers in `init: {from: student}`, or leave `student:` out to"
+            " start from random weights",
+        )
+    module.load_state_dict(initial.module.state_dict())
+
+
+def _objective(
+    config: DistillConfig,
+    teaching: "Teaching",
+    module: "nn.Module",
+    teachers: Sequence[Teacher],
+    data: "Dataset",
+) -> "MixtureObjective":
     """What the student minimises; its taps are on."""
     import torch
 
     from compress.training.objectives import MixtureObjective, distillation_objective
-    from compress.training.teacher import TeacherLogits
 
     if not config.losses:
         return distillation_objective(
             teaching, config.temperature, config.kd_weight, config.label_smoothing, config.combine
         )
-    running = teaching.modules if isinstance(teaching, TeacherLogits) else []
-    student, *teachers = (_inner(one) for one in (module, *running))
-    mixture = mixture_of(config, config.label_smoothing, student, teachers)
+    _refuse_taps_of_files(config, teachers)
+    student, networks = network_of(module), [network_of(one.module) for one in teachers]
+    mixture = mixture_of(config, config.label_smoothing, student, networks)
     if mixture.pairs:
         smallest = min(EXAMPLES, config.batch_size, len(data.train))
-        mixture.tap(student, teachers[0], torch.zeros(smallest, *data.image_shape))
+        mixture.tap(student, networks[0], torch.zeros(smallest, *data.image_shape))
     return MixtureObjective(mixture, teaching)
 
 
-def _inner(module: "nn.Module") -> "nn.Module":
-    """The network whose modules taps name, inside of its normalisation; one with fake-quant has that in it."""
-    from compress.models.normalized import Normalized
-
-    return module.net if isinstance(module, Normalized) else module
+def _refuse_taps_of_files(config: DistillConfig, teachers: Sequence[Teacher]) -> None:
+    tapped = [one.loss for one in config.losses if isinstance(one, FeatureConfig)]
+    files = [one.step for one in teachers if one.loaded is None]
+    if tapped and files:
+        raise UsageError(
+            f"`{tapped[0]}` compares layers, and the teacher of step {files[0]!r} is an ONNX file, whose layers cannot"
+            " be tapped",
+            hint="name a checkpoint as teacher, or use losses of logits: kd, dkd, logits_mse, dist",
+        )
 
 
 DISTILL = Stage(
@@ -151,7 +188,7 @@ DISTILL = Stage(
     config=DistillConfig,
     inputs=DistillInputs,
     output=Checkpoint,
-    libraries=LIBRARIES,
+    libraries=(*LIBRARIES, "onnxruntime"),
     run=run,
     splits=("train", "validation", "unlabelled"),
     seeded=True,

@@ -3,15 +3,16 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.artifacts.manifest import Checkpoint, Metric
+from compress.artifacts.manifest import Checkpoint, Metric, OnnxModel
 from compress.errors import ModelError
 from compress.models.config import ModelConfig
 from compress.pipeline.keys import name_sources
 from compress.pipeline.stage import Workspace
-from compress.stages.contract import image_tensors
+from compress.stages.contract import INPUT, OUTPUT, image_tensors
 from compress.stages.training_config import TrainingConfig, ViewingConfig
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def settings_from_config(config: TrainingConfig, seed: int) -> "TrainSettings":
     )
 
 
-def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool) -> "Dataset":
+def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool, unlabelled: bool = True) -> "Dataset":
     """The data as a step may see them: labels that it may not read are hidden before anything else happens.
 
     Args:
@@ -66,6 +67,7 @@ def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool)
         workspace: of the step.
         taught: whether there are soft targets for images without label; otherwise the others are learned from alone,
             repeated to as many steps an epoch.
+        unlabelled: whether images that never had a label are taught too.
 
     Raises:
         DataError: the data cannot be read, or have too few images for so many labels.
@@ -77,7 +79,7 @@ def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool)
     from compress.data.split import HIDDEN
 
     whole = load_dataset(workspace.data, workspace.base)
-    data = hide_labels(whole, config.labels, f"steps.{workspace.step}.labels", unlabelled=taught)
+    data = hide_labels(whole, config.labels, f"steps.{workspace.step}.labels", unlabelled=taught and unlabelled)
     labelled = int((data.train.labels != HIDDEN).sum())
     if labelled < len(data.train):
         workspace.notes.append(f"labels of {labelled} of {len(data.train)} training images were read")
@@ -107,34 +109,94 @@ def describe_network(
     )
 
 
-def load_teachers(teachers: Sequence[Checkpoint], data: "Dataset", workspace: Workspace) -> "list[Loaded]":
-    """Load checkpoints that teach on this data.
+@dataclass(frozen=True)
+class Teacher:
+    """Somebody to learn from.
+
+    Attributes:
+        step: that made it.
+        module: images in [0, 1] to logits.
+        loaded: the checkpoint; None of an ONNX file, which has no layers to look at.
+    """
+
+    step: str
+    module: "nn.Module"
+    loaded: "Loaded | None"
+
+
+def load_teachers(
+    teachers: Sequence[Checkpoint | OnnxModel], data: "Dataset", workspace: Workspace, threads: int = 1
+) -> list[Teacher]:
+    """Load checkpoints and ONNX files that teach on this data; files run in ONNX Runtime on the processor.
+
+    Args:
+        teachers: of which steps.
+        data: whose classes and image shape they share.
+        workspace: of the step that learns.
+        threads: of ONNX Runtime.
 
     Raises:
         ModelError: a teacher answers for other classes, or in another order, or takes other images.
     """
     from compress.training.checkpoint import load_checkpoint
 
-    loaded = [load_checkpoint(teacher.path, workspace.base) for teacher in teachers]
-    for teacher, one in zip(teachers, loaded, strict=True):
-        check_fits(one.description, data, f"step {teacher.step!r}")
-    return loaded
+    found: list[Teacher] = []
+    for teacher in teachers:
+        where = f"step {teacher.step!r}"
+        if isinstance(teacher, OnnxModel):
+            shapes = {tensor.name: tensor.shape[1:] for tensor in teacher.manifest.tensors}
+            _check_shapes(shapes[INPUT], shapes[OUTPUT], data, where)
+            found.append(Teacher(teacher.step, _module_from_onnx(teacher, threads), None))
+            continue
+        loaded = load_checkpoint(teacher.path, workspace.base)
+        check_fits(loaded.description, data, where)
+        found.append(Teacher(teacher.step, loaded.module, loaded))
+    return found
+
+
+def network_of(module: "nn.Module") -> "nn.Module":
+    """The network inside its normalisation, whose modules recipes name; a graph with fake-quant is all one."""
+    from compress.models.normalized import Normalized
+
+    return module.net if isinstance(module, Normalized) else module
+
+
+def _module_from_onnx(teacher: OnnxModel, threads: int) -> "nn.Module":
+    from compress.engines.onnxruntime_session import OnnxRuntimeSession
+    from compress.engines.session_module import SessionModule
+
+    float_graph = teacher.manifest.quantization is None
+    session = OnnxRuntimeSession.load(teacher.path / "model.onnx", threads=threads, optimized=float_graph)
+    return SessionModule(session, INPUT, OUTPUT)
+
+
+def _check_shapes(
+    image_shape: Sequence[int | str], logits_shape: Sequence[int | str], data: "Dataset", where: str
+) -> None:
+    """Refuse a teacher that takes other images, or answers for another number of classes."""
+    if tuple(logits_shape) != (len(data.classes),):
+        raise ModelError(
+            f"the network answers for {logits_shape[0]} classes, the data has {len(data.classes)}: "
+            f"{', '.join(data.classes)}",
+            where=where,
+            hint="train it on this data, or point `data:` at the data it was trained on",
+        )
+    if tuple(image_shape) != data.image_shape:
+        raise ModelError(
+            f"the network takes images of shape {tuple(image_shape)}, the data has {data.image_shape}",
+            where=where,
+        )
 
 
 def check_fits(description: "CheckpointDescription", data: "Dataset", where: str) -> None:
     """Refuse a checkpoint whose classes or image shape are not the data's."""
-    if tuple(description.classes) != data.classes:
-        got, expected = description.classes, data.classes
-        what = f"{len(got)} classes" if len(got) != len(expected) else f"classes in the order {', '.join(got)}"
+    got, expected = tuple(description.classes), data.classes
+    _check_shapes(description.image_shape, (len(got),), data, where)
+    if got != expected:
         raise ModelError(
-            f"the checkpoint answers for {what}, the data has {len(expected)}: {', '.join(expected)}",
+            f"the checkpoint answers for classes in the order {', '.join(got)}, the data has {', '.join(expected)}",
             where=where,
             hint="train it on this data, or point `data:` at the data it was trained on",
-        )
-    if tuple(description.image_shape) != data.image_shape:
-        raise ModelError(
-            f"the checkpoint takes images of shape {tuple(description.image_shape)}, the data has {data.image_shape}",
-            where=where,
         )
 
 

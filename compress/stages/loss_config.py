@@ -145,7 +145,7 @@ def mixture_of(
     terms: list[Term] = []
     for one in config.losses:
         given = one.model_dump(exclude={"loss", "weight", "taps"})
-        options = {name: _number(getattr(one, name)) for name in given}
+        options = {name: number_of(getattr(one, name)) for name in given}
         if one.loss == "hard":
             options["label_smoothing"] = label_smoothing
         pairs: list[tuple[str, str]] = []
@@ -156,11 +156,12 @@ def mixture_of(
                     hint="Name one teacher, or use losses of logits.",
                 )
             pairs = pairs_named(student, teachers[0], one.taps)
-        terms.append(Term(one.loss, _number(one.weight), options, tuple(pairs)))
+        terms.append(Term(one.loss, number_of(one.weight), options, tuple(pairs)))
     return Mixture(terms, config.combine)
 
 
-def _number(value: "float | NotNegativeSchedule") -> Any:
+def number_of(value: "float | NotNegativeSchedule") -> Any:
+    """The number, or its schedule as plain values."""
     from compress.distillation.mixture import Schedule
 
     return Schedule(value.start, value.end, value.shape) if isinstance(value, NotNegativeSchedule) else value

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from compress.artifacts.manifest import Checkpoint, Quantization, TeacherOutputs
+from compress.artifacts.manifest import Checkpoint, OnnxModel, Quantization, TeacherOutputs
 from compress.errors import ModelError, UsageError
 from compress.pipeline.stage import Metrics, Stage, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
@@ -36,7 +36,7 @@ class QatInputs:
     """Whose weights are fine-tuned, who teaches meanwhile, and what was answered beforehand."""
 
     student: Checkpoint
-    teacher: Checkpoint | None = None
+    teacher: Checkpoint | OnnxModel | None = None
     answers: TeacherOutputs | None = None
 
 
@@ -71,7 +71,7 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     settings = settings_from_config(config, workspace.seed)
     objective, teaching = hard_objective(config.label_smoothing), None
     if inputs.teacher:
-        teaching, settings = teaching_from(config, [inputs.teacher], inputs.answers, data, workspace)
+        teaching, settings, _ = teaching_from(config, [inputs.teacher], inputs.answers, data, workspace)
         objective = distillation_objective(teaching, config.temperature, config.kd_weight, config.label_smoothing)
     settings = replace(settings, freeze=config.freeze)
     fitted = fit_watched(workspace, prepared, objective, data.train, data.validation, settings)
@@ -87,7 +87,7 @@ QAT = Stage(
     config=QatConfig,
     inputs=QatInputs,
     output=Checkpoint,
-    libraries=LIBRARIES,
+    libraries=(*LIBRARIES, "onnxruntime"),
     run=run,
     splits=("train", "validation", "unlabelled"),
     seeded=True,

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compress.artifacts.manifest import Checkpoint, Metric, TeacherOutputs
+from compress.artifacts.manifest import Checkpoint, Metric, OnnxModel, TeacherOutputs
 from compress.errors import DataError, ModelError, UsageError
 from compress.pipeline.stage import Workspace
 from compress.stages.answers import SECONDS_PER_IMAGE
-from compress.stages.fitting import load_teachers, settings_from_config
+from compress.stages.fitting import Teacher, load_teachers, settings_from_config
 from compress.stages.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def teaching_from(
     config: TrainingConfig,
-    teachers: Sequence[Checkpoint],
+    teachers: Sequence[Checkpoint | OnnxModel],
     answers: TeacherOutputs | None,
     data: "Dataset",
     workspace: Workspace,
     *,
     live_because: str = "",
-) -> "tuple[Teaching, TrainSettings]":
+) -> "tuple[Teaching, TrainSettings, list[Teacher]]":
     """Load teachers or, where answers are named, check and map these; no teacher is loaded then.
 
     Args:
@@ -38,7 +38,8 @@ def teaching_from(
         live_because: why teachers must run for every batch, as the end of a sentence; empty if nothing asks for it.
 
     Returns:
-        Where logits come from, and the settings of the training; its augmentation is that of the answers.
+        Where logits come from; the settings of the training, whose augmentation is that of the answers; and the
+        teachers that were loaded, none where answers are looked up.
 
     Raises:
         ModelError: a teacher does not fit the data, or the answers are other teachers'.
@@ -50,8 +51,9 @@ def teaching_from(
 
     settings = settings_from_config(config, workspace.seed)
     if answers is None:
-        modules = [one.module for one in load_teachers(teachers, data, workspace)]
-        return TeacherLogits(modules, settings, data.train, live_because=live_because), settings
+        loaded = load_teachers(teachers, data, workspace, settings.threads)
+        modules = [one.module for one in loaded]
+        return TeacherLogits(modules, settings, data.train, live_because=live_because), settings, loaded
     if live_because:
         raise UsageError(
             f"step {answers.step!r} has stored answers, but teachers must run here: {live_because}",
@@ -62,10 +64,10 @@ def teaching_from(
     _check_images(found.description, data, answers)
     _check_augmentation(config, found.description, answers)
     seconds = next(metric.value for metric in answers.manifest.metrics if metric.name == SECONDS_PER_IMAGE)
-    return StoredLogits(found.logits, seconds), replace(settings, augmentation=found.description.augmentation)
+    return StoredLogits(found.logits, seconds), replace(settings, augmentation=found.description.augmentation), []
 
 
-def _check_teachers(description: "AnswersDescription", teachers: Sequence[Checkpoint], answers: TeacherOutputs) -> None:
+def _check_teachers(description: "AnswersDescription", teachers: Sequence[Checkpoint | OnnxModel], answers: TeacherOutputs) -> None:
     wanted = tuple(teacher.manifest.digest for teacher in teachers)
     if description.teachers != wanted:
         named = ", ".join(f"step {teacher.step!r} (digest {teacher.manifest.digest[:12]})" for teacher in teachers)

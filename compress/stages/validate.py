@@ -79,7 +79,7 @@ def validate_run(run: RunRecord, report: Report, recipe: Recipe, store: Store, d
     recorded = replace(recipe, name=run.recipe, seed=run.seed, steps=(*steps, step))
     store.prepare()
     hashes = store.hashes()
-    document, config = Keys(recorded, CATALOGUE, hashes).document(step, artifacts)
+    document, config = Keys(recorded, CATALOGUE, hashes, store).document(step, artifacts)
     _check_data(document["data"], report, recipe)
     key = document_digest(document)
     record = _start(run, step, key, artifacts, store)

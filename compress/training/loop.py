@@ -103,10 +103,9 @@ def fit(
 ) -> FitResult:
     """Train a network in place and leave it with the weights of its best epoch, or of its last one (`keep`).
 
-    The best epoch has the highest validation top-1; ties go to the lower validation loss, then to the later epoch.
-    Where some training images have no label that may be read, each batch gets some that have, see `labelled_per_batch`.
-    A network with fake-quant first gets its ranges from unaugmented training images. The same inputs and thread count
-    give the same bytes.
+    The best epoch has the highest validation top-1; ties go to the lower validation loss, then to the later epoch. Where
+    some labels are hidden, each batch gets images that have one (`labelled_per_batch`). A network with fake-quant first
+    gets its ranges from unaugmented training images. The same inputs and thread count give the same bytes.
 
     Args:
         module: takes images in [0, 1], (batch, channels, height, width), and gives logits, (batch, classes).
@@ -143,18 +142,20 @@ def fit(
                 record = run.train_epoch(epoch, bar, on_step) | _validate(module, validation, epoch, run.learning_rate)
                 seconds.append(time.perf_counter() - started)
                 history.append(record)
-                rank = (record["validation_top1"], -record["validation_loss"], epoch)
-                if settings.keep == "last":
-                    rank = (0.0, 0.0, epoch)
+                rank = (0.0, 0.0, epoch) if settings.keep == "last" else _rank(record)
                 if rank > best:
                     best, weights = rank, {key: value.clone() for key, value in module.state_dict().items()}
                 if on_epoch is not None:
                     on_epoch(record)
         module.load_state_dict(weights)
         module.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    kept = history[best[2] - 1]["validation_top1"]
-    get_logger(__name__).info(f"{settings.keep} epoch {best[2]} of {settings.epochs}: validation top-1 {kept:.4f}")
+    top = history[best[2] - 1]["validation_top1"]
+    get_logger(__name__).info(f"{settings.keep} epoch {best[2]} of {settings.epochs}: validation top-1 {top:.4f}")
     return FitResult(module, best[2], history, seconds)
+
+
+def _rank(record: Record) -> tuple[float, float, int]:
+    return record["validation_top1"], -record["validation_loss"], record["epoch"]
 
 
 def _validate(module: nn.Module, validation: Split, epoch: int, learning_rate: float) -> Record:

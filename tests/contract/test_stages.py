@@ -17,7 +17,7 @@ from compress.pipeline.machine import FACTS
 from compress.pipeline.stage import Stage, StageConfig
 from compress.stages import CATALOGUE, STAGES
 
-NAMES = ("train", "answers", "distill", "qat", "export", "calibrate", "engine", "benchmark")
+NAMES = ("train", "bring", "tagged", "answers", "distill", "qat", "export", "calibrate", "engine", "benchmark")
 SPLITS = {"train", "validation", "test", "unlabelled"}
 ABSENT_HERE = {"tensorrt", "pycuda"}  # of the gpu extra
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from compress.artifacts.fingerprint import FileHashes
 from compress.artifacts.manifest import Kind
+from compress.artifacts.store import Store
 from compress.pipeline.keys import Keys
 from compress.pipeline.recipe import load_recipe
 from compress.stages import CATALOGUE, STAGES
@@ -34,7 +35,7 @@ def key_document(tmp_path, make):
     def document(*overrides, weights="weights"):
         recipe = load_recipe(path, overrides, CATALOGUE)
         inputs = {"float": make("float", Kind.ONNX_MODEL, digest=f"digest of {weights}")}
-        return Keys(recipe, CATALOGUE, FileHashes()).document(recipe.step("int8"), inputs)[0]
+        return Keys(recipe, CATALOGUE, FileHashes(), Store(tmp_path / "store")).document(recipe.step("int8"), inputs)[0]
 
     return document
 

@@ -162,3 +162,27 @@ def test_qat_without_labels_and_without_a_teacher(execute: Callable[..., Artifac
 def test_too_few_labels_name_the_step(execute: Callable[..., Artifact]) -> None:
     with pytest.raises(DataError, match=r"steps\.few\.labels is 5, expected at least one for each of 10 classes"):
         execute(STAGES["train"], "few", model=MLP, epochs=1, labels=5)
+
+
+def test_self_distillation_with_few_labels(execute: Callable[..., Artifact], garbage: Any) -> None:
+    how: dict[str, Any] = {"model": MLP, "epochs": 2, "batch_size": 64, "labels": 20}
+    own = {"decay": 0.9, "kd_weight": 0.5}
+    plain = execute(STAGES["train"], "plain", **how)
+    first = execute(STAGES["train"], "first", **how, self_distillation=own)
+    garbage(20)
+    assert payload(first) == payload(execute(STAGES["train"], "second", **how, self_distillation=own))
+    assert payload(first)[0] != payload(plain)[0]
+    assert "soft targets from the moving average of its own weights, decay 0.9 per step" in first.manifest.notes
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"epochs": 1, "self_distillation": {"kd_weight": 1.5}}, "kd_weight reaches 1.5, expected at most 1"),
+        ({"epochs": 1, "self_distillation": {"decay": 1.0}}, "less than 1"),
+        ({"weights": "w.pt", "self_distillation": {}}, "expected epochs >= 1"),
+    ],
+)
+def test_self_distillation_that_cannot_be(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        STAGES["train"].config.model_validate({"model": MLP, **config})
