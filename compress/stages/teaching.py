@@ -67,7 +67,9 @@ def teaching_from(
     return StoredLogits(found.logits, seconds), replace(settings, augmentation=found.description.augmentation), []
 
 
-def _check_teachers(description: "AnswersDescription", teachers: Sequence[Checkpoint | OnnxModel], answers: TeacherOutputs) -> None:
+def _check_teachers(
+    description: "AnswersDescription", teachers: Sequence[Checkpoint | OnnxModel], answers: TeacherOutputs
+) -> None:
     wanted = tuple(teacher.manifest.digest for teacher in teachers)
     if description.teachers != wanted:
         named = ", ".join(f"step {teacher.step!r} (digest {teacher.manifest.digest[:12]})" for teacher in teachers)

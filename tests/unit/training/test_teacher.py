@@ -112,7 +112,6 @@ def test_bf16_rounds_the_answers(network: Network, settings: TrainSettings, trai
     assert torch.allclose(exact, rounded, atol=0.1)
 
 
-
 def test_no_teacher_is_refused(settings: TrainSettings, train_split: Split):
     with pytest.raises(ValueError, match="at least one teacher"):
         TeacherLogits([], settings, train_split)
