@@ -103,9 +103,9 @@ def fit(
 ) -> FitResult:
     """Train a network in place and leave it with the weights of its best epoch, or of its last one (`keep`).
 
-    The best epoch has the highest validation top-1; ties go to the lower validation loss, then to the later epoch. Where
-    some labels are hidden, each batch gets images that have one (`labelled_per_batch`). A network with fake-quant first
-    gets its ranges from unaugmented training images. The same inputs and thread count give the same bytes.
+    The best epoch has the highest validation top-1; ties go to the lower validation loss, then to the later epoch.
+    Where some labels are hidden, each batch gets images that have one (`labelled_per_batch`). A network with fake-quant
+    first gets its ranges from unaugmented training images. The same inputs and thread count give the same bytes.
 
     Args:
         module: takes images in [0, 1], (batch, channels, height, width), and gives logits, (batch, classes).
