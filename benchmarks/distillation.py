@@ -101,20 +101,20 @@ class Arms:
         """Arm -> what trains its student."""
         kd, hard = Term("kd", 0.9, {"temperature": 4.0}), Term("hard", 0.1)
         label, soft = Term("hard", 1.0), Term("kd", 1.0, {"temperature": 4.0})
-        pairs = (("features.1", "features.1"), ("features.2", "features.2"), ("features.4", "features.4"))
+        middle, last = ("features.1", "features.1"), ("features.2", "features.2")
         return {
             BASE: lambda: self.alone(),
             NAMED: lambda: self.taught([kd, hard], self.teacher()),
             "dkd": lambda: self.taught(
                 [label, Term("dkd", 1.0, {"temperature": 4.0, "alpha": 1.0, "beta": 2.0})], self.teacher()
             ),
-            "hints": lambda: self.taught([label, Term("hints", 1.0, pairs=pairs[1:])], self.teacher()),
-            "attention": lambda: self.taught([label, Term("attention_transfer", 1000.0, pairs=pairs)], self.teacher()),
+            "hints": lambda: self.taught([label, Term("hints", 1.0, pairs=(middle,))], self.teacher()),
+            "attention": lambda: self.taught([label, Term("attention_transfer", 1000.0, pairs=(middle, last))], self.teacher()),
             "relational": lambda: self.taught(
                 [
                     label,
-                    Term("relational_distance", 25.0, pairs=pairs[2:]),
-                    Term("relational_angle", 50.0, pairs=pairs[2:]),
+                    Term("relational_distance", 25.0, pairs=(last,)),
+                    Term("relational_angle", 50.0, pairs=(last,)),
                 ],
                 self.teacher(),
             ),
@@ -136,8 +136,9 @@ class Arms:
 
     def few_teacher(self) -> Normalized:
         """Trained on 1 % of the labels; one for all seeds."""
+        setting = self.setting
         return self.kept(
-            "few_teacher", lambda: self.few_alone(self.setting.teacher, self.setting.teacher_epochs), shared=True
+            "few_teacher", lambda: self.few_alone(setting.teacher, setting.teacher_epochs, 0), shared=True
         )
 
     def large(self, train: Split) -> Normalized:
@@ -151,9 +152,10 @@ class Arms:
             "assistant", lambda: self.taught(terms, self.teacher(), network=self.setting.assistant, seed=0), shared=True
         )
 
-    def few_alone(self, network: Mapping[str, Any], epochs: int) -> Normalized:
+    def few_alone(self, network: Mapping[str, Any], epochs: int, seed: int | None = None) -> Normalized:
         """From 1 % of the images and labels, each repeated, so that an epoch has as many steps."""
-        return self.fitted(network, hard_objective(), labelled_alone(self.partly_labelled()), epochs, self.seed)
+        train = labelled_alone(self.partly_labelled())
+        return self.fitted(network, hard_objective(), train, epochs, self.seed if seed is None else seed)
 
     def partly_labelled(self) -> Split:
         """All images, of which only 1 %, class-balanced and chosen by content, tell their labels."""
@@ -173,8 +175,8 @@ class Arms:
         seed = self.seed if seed is None else seed
         settings = self.setting.fitting(seed, self.setting.epochs)
         mixture = Mixture(terms)
-        why = "losses compare what layers put out" if mixture.pairs else None
-        teaching = TeacherLogits([teacher], settings, train, live=why)
+        why = "losses compare what layers put out" if mixture.pairs else ""
+        teaching = TeacherLogits([teacher], settings, train, live_because=why)
         student = self.network(self.setting.student if network is None else network, seed)
         if mixture.pairs:
             mixture.tap(student.net, teacher.net, torch.from_numpy(train.images[:4]).float() / 255)

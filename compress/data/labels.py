@@ -41,7 +41,7 @@ def hide_labels(data: Dataset, labels: Labels, option: str, *, unlabelled: bool 
 
 
 def _appended(train: Split, more: Split) -> Split:
-    images, labels = (np.concatenate(pair) for pair in ((train.images, more.images), (train.labels, more.labels)))
+    images, labels = np.concatenate((train.images, more.images)), np.concatenate((train.labels, more.labels))
     return Split(train.name, images, labels, train.ids + more.ids)
 
 

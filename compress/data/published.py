@@ -75,7 +75,8 @@ def check_classes(part: Split, classes: Sequence[str], path: Path) -> None:
     """
     import numpy as np
 
-    absent = [classes[c] for c in np.flatnonzero(np.bincount(part.labels, minlength=len(classes)) == 0)]
+    counts = np.bincount(part.labels, minlength=len(classes))
+    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
     if absent:
         raise DataError(f"too few samples: {part.name} has none of class {', '.join(absent)}", where=str(path))
 

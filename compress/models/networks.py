@@ -118,7 +118,7 @@ def build_resnet(config: ResNetConfig, image_shape: tuple[int, int, int], classe
         stem: nn.Module = nn.Conv2d(image_shape[0], width, 3, stride=config.stem_stride, padding=1, bias=False)
     else:
         block, stem = BasicBlock, ConvNorm(image_shape[0], width, 3, stride=config.stem_stride, activation=nn.ReLU())
-    layers = [stem]
+    layers: list[nn.Module] = [stem]
     for outputs, strides in zip(config.widths, _strides(config.depths), strict=True):
         for stride in strides:
             layers.append(block(width, outputs, stride))

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MAX_DEATHS = 5  # a trial that kills its worker every time, e.g. for want of memory, must not hold up the study for ever
-WORKER, REPEATS, DEATHS, INTERRUPTED, SURPLUS, ERROR = (
-    "worker", "repeats", "deaths", "interrupted", "surplus", "error",
+WORKER, REPEATS, DEATHS, INTERRUPTED, SURPLUS, ERROR, REASON = (
+    "worker", "repeats", "deaths", "interrupted", "surplus", "error", "reason",
 )  # fmt: skip
 
 log = get_logger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import ModelError, UsageError
-from compress.tuning.claims import ERROR, REPEATS, Outcome, deaths_of, outcome_of
+from compress.tuning.claims import ERROR, REASON, REPEATS, Outcome, deaths_of, outcome_of
 from compress.tuning.space import Knob
 from compress.tuning.studies import DIRECTIONS
 from compress.tuning.trials import ARTIFACTS, FIGURES, RUN
@@ -78,7 +78,7 @@ def read_trials(trials: Iterable[FrozenTrial], knobs: Sequence[Knob], figures: S
 
 def _read(one: FrozenTrial, knobs: Sequence[Knob], figures: Sequence[str]) -> Trial:
     outcome, attrs = outcome_of(one), one.user_attrs
-    reason = attrs.get(ERROR) or attrs.get("reason") or ""
+    reason = attrs.get(ERROR) or attrs.get(REASON) or ""
     if outcome is Outcome.FAILED and not reason:
         reason = f"its worker died {deaths_of(one)} times"
     ended = one.duration

@@ -71,6 +71,21 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def explained(place: Place) -> Iterator[None]:
+    """Explain what a storage may meet while it is used.
+
+    Raises:
+        TryAgainError: the database does not answer.
+    """
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except StorageInternalError as error:
+        raise _unreachable(place.label, error) from error
+
+
 def open_place(option: str | None, store: Store, name: str) -> Place:
     """Open the storage of a study, and make what is not there yet.
 
@@ -101,12 +116,15 @@ def open_place(option: str | None, store: Store, name: str) -> Place:
     return Place(storage, False, lock, path.parent, str(path))
 
 
-class _JournalLock:
-    """Optuna's way to a lock of the operating system, which is free as soon as its holder is dead."""
+class _Journal:
+    """Optuna's journal file under a lock of the system, which is free as soon as its holder is dead."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
+        from optuna.storages.journal import JournalFileBackend
+
         self._path = path
         self._lock = lock
+        self._file = JournalFileBackend(str(path), lock_obj=self)  # type: ignore[arg-type]
 
     def acquire(self) -> bool:
         self._lock.acquire()
@@ -115,6 +133,13 @@ class _JournalLock:
 
     def release(self) -> None:
         self._lock.release()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        return self._file.read_logs(log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with store_writes(self._path.parent):
+            self._file.append_logs(logs)
 
 
 def _cut_half_line(path: Path) -> None:
@@ -146,10 +171,10 @@ def _check_journal(path: Path) -> None:
 
 
 def _open_journal(path: Path, lock: FileLock) -> optuna.storages.BaseStorage:
-    from optuna.storages.journal import JournalFileBackend, JournalStorage
+    from optuna.storages.journal import JournalStorage
 
     try:
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path, lock)))  # type: ignore[arg-type]
+        return JournalStorage(_Journal(path, lock))  # type: ignore[arg-type]
     except (ValueError, KeyError, AssertionError) as error:
         raise ArtifactError(
             f"the study's journal is damaged: {type(error).__name__}: {error}",
@@ -193,12 +218,12 @@ def _open_database(url: str) -> tuple[optuna.storages.BaseStorage, str]:
             hint=f"pip install {_DRIVERS.get(lacking, lacking)}",
         ) from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise unreachable(label, error) from error
+        raise _unreachable(label, error) from error
     except RuntimeError as error:  # tables of another version of Optuna
         raise UnavailableError(str(error), where=label, hint="use the version of Optuna that made them") from error
 
 
-def unreachable(label: str, error: Exception) -> TryAgainError:
+def _unreachable(label: str, error: Exception) -> TryAgainError:
     """A database that does not answer."""
     cause = error.__cause__ or error
     said = str(getattr(cause, "orig", None) or cause).strip().splitlines()

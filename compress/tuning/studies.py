@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.artifacts.fingerprint import canonical_json
+from compress.artifacts.fingerprint import FileHashes, canonical_json
 from compress.artifacts.store import Store
 from compress.errors import UsageError
-from compress.pipeline.keys import changes, portable
+from compress.pipeline.keys import changes, name_sources, portable
 from compress.pipeline.recipe import Recipe
 from compress.pipeline.stage import Catalogue
 from compress.pipeline.tuning import TuneConfig
 from compress.tuning.space import Knob, changed_steps, needed_steps, values_as_written, without_knobs
-from compress.tuning.storage import Place, quiet
+from compress.tuning.storage import Place, explained, quiet
 
 if TYPE_CHECKING:
     import optuna
@@ -77,9 +78,24 @@ def identity(plan: Plan, store: Store, catalogue: Catalogue) -> dict[str, Any]:
         "seed": recipe.seed,
         "data": {split: digest for split, digest in digests.items() if split in read},
         "steps": without_knobs(recipe, plan.knobs, plan.needed),
+        "sources": {name: _digest(path, hashes) for name, path in _sources(plan).items()},
         "tune": tune.model_dump(mode="json", include={"objectives", "space", "batch", "threads"}),
     }
     return json.loads(canonical_json(portable(document, recipe.base, {})))
+
+
+def _sources(plan: Plan) -> dict[str, Path]:
+    """The user's code and weights behind the steps that a trial runs, by a name that is the same everywhere."""
+    recipe = plan.recipe
+    steps = [recipe.step(name) for name in plan.needed]
+    return name_sources([path for step in steps for path in step.stage.sources(step.config, recipe.base)], recipe.base)
+
+
+def _digest(path: Path, hashes: FileHashes) -> str | None:
+    try:
+        return hashes.sha256(path)
+    except OSError:  # the step that reads the file will explain it
+        return None
 
 
 def open_study(plan: Plan, place: Place, name: str, document: Mapping[str, Any]) -> optuna.Study:
@@ -97,7 +113,7 @@ def open_study(plan: Plan, place: Place, name: str, document: Mapping[str, Any])
     import optuna
 
     wanted = [DIRECTIONS[figure] for figure in plan.objectives]
-    with place.lock, quiet():
+    with explained(place), place.lock, quiet():
         study = optuna.create_study(
             study_name=name,
             storage=place.storage,

@@ -77,7 +77,7 @@ class Evaluator:
         if step is not None and self._written is None:
             recipe = trial_recipe(self._plan, self._study.user_attrs[AS_WRITTEN], self._catalogue)
             needed = {step, *recipe.upstream(step)}
-            made, _ = self._make(replace(recipe, steps=tuple(one for one in recipe.steps if one.name in needed)), None)
+            made = self._make(replace(recipe, steps=tuple(one for one in recipe.steps if one.name in needed)), None)
             self._written = made[step]
 
     def run(self, trial: optuna.Trial, values: Mapping[str, Any]) -> list[float]:
@@ -97,9 +97,8 @@ class Evaluator:
             CompressError: what has nothing to do with the values.
         """
         recipe = trial_recipe(self._plan, values, self._catalogue)
-        made, run = self._make(recipe, trial)
+        made = self._make(recipe, trial)
         found = {figure: self._figure(figure, made[step]) for figure, step in self._plan.objectives.items()}
-        trial.set_user_attr(RUN, run)
         named = {step: made[step].manifest for step in dict.fromkeys(self._plan.objectives.values())}
         artifacts = {step: {"stage": one.stage, "key": one.key, "digest": one.digest} for step, one in named.items()}
         trial.set_user_attr(ARTIFACTS, artifacts)
@@ -118,13 +117,15 @@ class Evaluator:
         options = {"batch": tune.batch, "threads": tune.threads}
         return figures.latency(artifact, self._written, self._validation, base, **options)
 
-    def _make(self, recipe: Recipe, trial: optuna.Trial | None) -> tuple[dict[str, Artifact], str]:
-        """Run a recipe; returns its artifacts by step, and the run's id."""
+    def _make(self, recipe: Recipe, trial: optuna.Trial | None) -> dict[str, Artifact]:
+        """Run a recipe; returns its artifacts by step."""
         made: dict[str, Artifact] = {}
 
         def on_event(event: StepEvent) -> None:
             if event.kind == "waiting":
                 log.info("%s: another worker is making it; waiting for its result", event.step)
+            if trial is not None and event.index == 1 and event.step not in made:
+                trial.set_user_attr(RUN, event.run)
             if event.artifact is not None:
                 made[event.step] = event.artifact
 
@@ -132,15 +133,9 @@ class Evaluator:
             if trial is not None and self._plan.tune.pruner != "none":
                 self._report(trial, step, record)
 
-        record = runner.run(
-            recipe,
-            self._store,
-            self._catalogue,
-            lock_timeout_s=LOCK_TIMEOUT_S,
-            on_event=on_event,
-            on_epoch=on_epoch,
-        )
-        return made, record.id
+        options = {"lock_timeout_s": LOCK_TIMEOUT_S, "on_event": on_event, "on_epoch": on_epoch}
+        runner.run(recipe, self._store, self._catalogue, **options)
+        return made
 
     def _report(self, trial: optuna.Trial, step: str, record: Mapping[str, Any]) -> None:
         """Tell the study how a trial does, and end it where the study has seen enough."""

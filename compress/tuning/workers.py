@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from compress.errors import InputError, RecipeError
 from compress.log import get_logger
-from compress.tuning.claims import ERROR, Claims
-from compress.tuning.storage import Place, unreachable
+from compress.tuning.claims import ERROR, REASON, Claims
+from compress.tuning.storage import Place, explained
 from compress.tuning.studies import Plan, choose
 from compress.tuning.trials import Evaluator, Pruned
 
@@ -47,23 +47,17 @@ def work(
         TryAgainError: the database cannot be reached, or the store is full.
         CompressError: what has nothing to do with a trial's values.
     """
-    import optuna
-
-    try:
-        with Claims(study, place, plan.tune.trials) as claims:
-            evaluator.prepare()
-            while True:
-                claimed = claims.claim()
-                if claimed is not None:
-                    _run(plan, study, claims, evaluator, *claimed)
-                elif not claims.others_run():
-                    break
-                else:
-                    time.sleep(POLL_S)
-                on_trial()
+    with explained(place), Claims(study, place, plan.tune.trials) as claims:
+        while True:
+            claimed = claims.claim()
+            if claimed is not None:
+                _run(plan, study, claims, evaluator, *claimed)
+            elif not claims.others_run():
+                break
+            else:
+                time.sleep(POLL_S)
             on_trial()
-    except optuna.exceptions.StorageInternalError as error:
-        raise unreachable(place.label, error) from error
+        on_trial()
 
 
 def _run(
@@ -74,11 +68,12 @@ def _run(
 
     try:
         with claims.beating(trial):
+            evaluator.prepare()
             values = choose(study, trial, plan.knobs, plan.tune.seed, place)
             try:
                 objectives = evaluator.run(trial, values)
             except Pruned as reason:
-                trial.set_user_attr("reason", str(reason))
+                trial.set_user_attr(REASON, str(reason))
                 study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             except (RecipeError, InputError) as error:
                 trial.set_user_attr(ERROR, str(error))

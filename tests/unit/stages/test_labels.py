@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from compress.artifacts.manifest import Artifact
+from compress.artifacts.manifest import Checkpoint
 from compress.data import datasets
 from compress.data.config import DataConfig
 from compress.data.labels import hide_labels
@@ -27,7 +27,7 @@ PAYLOAD = ("weights.safetensors", "probe.safetensors", "checkpoint.json")
 
 
 @pytest.fixture
-def teacher(execute: Callable[..., Artifact]) -> Artifact:
+def teacher(execute: Callable[..., Any]) -> Checkpoint:
     return execute(STAGES["train"], "teacher", model=MLP, epochs=1)
 
 
@@ -73,11 +73,11 @@ def garbage(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | str], None]:
     return put
 
 
-def payload(artifact: Artifact) -> list[bytes]:
+def payload(artifact: Checkpoint) -> list[bytes]:
     return [(artifact.path / name).read_bytes() for name in PAYLOAD]
 
 
-def test_distill_with_few_labels(execute: Callable[..., Artifact], teacher: Artifact, garbage: Any) -> None:
+def test_distill_with_few_labels(execute: Callable[..., Any], teacher: Checkpoint, garbage: Any) -> None:
     inputs = DistillInputs(teacher=(teacher,))
     first = execute(STAGES["distill"], "first", inputs, model=MLP, **FEW)
     no_hard_loss = execute(STAGES["distill"], "soft", inputs, model=MLP, **FEW | {"kd_weight": 1.0})
@@ -93,7 +93,7 @@ def test_distill_with_few_labels(execute: Callable[..., Artifact], teacher: Arti
     assert top1[0] > top1[1], "validation labels are read for what people are told"
 
 
-def test_distill_without_labels(execute: Callable[..., Artifact], teacher: Artifact, garbage: Any) -> None:
+def test_distill_without_labels(execute: Callable[..., Any], teacher: Checkpoint, garbage: Any) -> None:
     how = {"model": MLP, "labels": "none", "epochs": 2}
     mixture = [{"loss": "dkd"}, {"loss": "hints", "taps": {"1": "1"}}]
     inputs = DistillInputs(teacher=(teacher, teacher))
@@ -111,7 +111,7 @@ def test_distill_without_labels(execute: Callable[..., Artifact], teacher: Artif
     assert first[0].manifest.notes[0] == "labels of 0 of 200 training images were read"
 
 
-def test_train_with_few_labels(execute: Callable[..., Artifact], garbage: Any) -> None:
+def test_train_with_few_labels(execute: Callable[..., Any], garbage: Any) -> None:
     how = {"model": MLP, "epochs": 2, "batch_size": 64, "labels": 20}
     first = execute(STAGES["train"], "first", **how)
     garbage(20)
@@ -119,7 +119,7 @@ def test_train_with_few_labels(execute: Callable[..., Artifact], garbage: Any) -
 
 
 @pytest.mark.slow
-def test_qat_with_few_labels(execute: Callable[..., Artifact], teacher: Artifact, garbage: Any) -> None:
+def test_qat_with_few_labels(execute: Callable[..., Any], teacher: Checkpoint, garbage: Any) -> None:
     alone, taught = QatInputs(student=teacher), QatInputs(student=teacher, teacher=teacher)
     first = [execute(STAGES["qat"], f"first{i}", one, **FEW) for i, one in enumerate((alone, taught))]
     garbage(20)
@@ -127,7 +127,7 @@ def test_qat_with_few_labels(execute: Callable[..., Artifact], teacher: Artifact
     assert [payload(each) for each in first] == [payload(each) for each in second]
 
 
-def test_the_last_epoch_is_kept(execute: Callable[..., Artifact]) -> None:
+def test_the_last_epoch_is_kept(execute: Callable[..., Any]) -> None:
     how = {"model": MLP, "epochs": 3, "learning_rate": 3.0, "schedule": "cosine"}
     few = execute(STAGES["train"], "few", labels=10, **how)
     epoch = next(metric.value for metric in few.manifest.metrics if metric.name == "best_epoch")
@@ -153,18 +153,18 @@ def test_refused_when_the_recipe_is_read(stage: str, config: dict[str, Any], mes
         STAGES[stage].config.model_validate(config)
 
 
-def test_qat_without_labels_and_without_a_teacher(execute: Callable[..., Artifact], teacher: Artifact) -> None:
+def test_qat_without_labels_and_without_a_teacher(execute: Callable[..., Any], teacher: Checkpoint) -> None:
     with pytest.raises(UsageError, match="no teacher is named: there is nothing to learn from") as caught:
         execute(STAGES["qat"], "qat", QatInputs(student=teacher), labels="none", kd_weight=1)
     assert caught.value.exit_code == 2
 
 
-def test_too_few_labels_name_the_step(execute: Callable[..., Artifact]) -> None:
+def test_too_few_labels_name_the_step(execute: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match=r"steps\.few\.labels is 5, expected at least one for each of 10 classes"):
         execute(STAGES["train"], "few", model=MLP, epochs=1, labels=5)
 
 
-def test_self_distillation_with_few_labels(execute: Callable[..., Artifact], garbage: Any) -> None:
+def test_self_distillation_with_few_labels(execute: Callable[..., Any], garbage: Any) -> None:
     how: dict[str, Any] = {"model": MLP, "epochs": 2, "batch_size": 64, "labels": 20}
     own = {"decay": 0.9, "kd_weight": 0.5}
     plain = execute(STAGES["train"], "plain", **how)

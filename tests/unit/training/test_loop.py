@@ -283,7 +283,7 @@ def test_adapters_are_trained_along_and_stay_out_of_the_network(
         mixture = Mixture(terms)
         mixture.tap(student, teacher, torch.zeros(4, 1, 8, 8))
         before = {name: value.clone() for name, value in mixture.state_dict().items()}
-        teaching = TeacherLogits([teacher], changed, train_split, live="layers are compared")
+        teaching = TeacherLogits([teacher], changed, train_split, live_because="layers are compared")
         result = fit(student, MixtureObjective(mixture, teaching), train_split, validation_split, changed)
         mixture.close()
         return mixture, before, result

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 
 from compress.tuning import claims as module
@@ -25,6 +26,13 @@ def shared(request: pytest.FixtureRequest, studio, tmp_path: Path):
     if request.param == "database":
         studio.storage = f"sqlite:///{tmp_path / 'studies.db'}"
     return studio
+
+
+def took(claims: Claims) -> tuple[optuna.Trial, int]:
+    """A claim that is not in vain."""
+    claimed = claims.claim()
+    assert claimed is not None
+    return claimed
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
@@ -108,25 +116,25 @@ def test_a_trial_given_back_is_the_next_to_be_taken_and_keeps_its_place(shared):
     _, place, study = shared.open()
     with Claims(study, place, 3) as claims:
         claims.claim()
-        second, _ = claims.claim()
+        second, _ = took(claims)
         second.suggest_float("steps.student.temperature", 1, 16, log=True)
         claims.interrupt(second)
         claims.interrupt(second)  # twice is no more than once
-        again, position = claims.claim()
+        again, position = took(claims)
         assert (again.number, position) == (2, 1)
         assert again.user_attrs["repeats"] == 1
         assert again.suggest_float("steps.student.temperature", 1, 16, log=True) == second.params.popitem()[1]
         claims.interrupt(again)
-        third, position = claims.claim()
+        third, position = took(claims)
         assert (third.number, position, third.user_attrs["repeats"]) == (3, 1, 2)
-        assert claims.claim()[1] == 2
+        assert took(claims)[1] == 2
         assert claims.claim() is None
 
 
 def test_a_finished_trial_cannot_be_given_back(shared):
     _, place, study = shared.open()
     with Claims(study, place, 1) as claims:
-        trial, _ = claims.claim()
+        trial, _ = took(claims)
         study.tell(trial, 0.5)
         claims.interrupt(trial)
         assert claims.claim() is None
@@ -138,17 +146,17 @@ def test_trials_of_a_worker_that_left_without_a_word_are_taken_over(studio):
     with Claims(study, place, 2) as gone:
         gone.claim()
     with Claims(study, place, 2) as alive:
-        trial, position = alive.claim()
+        trial, position = took(alive)
         assert (trial.user_attrs["repeats"], position) == (0, 0)
         with Claims(study, place, 2) as third:
-            assert third.claim()[1] == 1, "the trial of a worker that is alive stays its own"
+            assert took(third)[1] == 1, "the trial of a worker that is alive stays its own"
 
 
 def test_a_trial_taken_from_a_journal_by_nobody_is_taken_over(studio):
     _, place, study = studio.open()
     study.ask()  # and dead before its name was noted
     with Claims(study, place, 2) as claims:
-        assert claims.claim()[0].user_attrs["repeats"] == 0
+        assert took(claims)[0].user_attrs["repeats"] == 0
 
 
 def test_a_database_knows_the_workers_of_other_machines_by_their_heartbeats(studio, tmp_path, monkeypatch):
@@ -159,11 +167,11 @@ def test_a_database_knows_the_workers_of_other_machines_by_their_heartbeats(stud
         for lock in (tmp_path / "artifacts" / "tune" / "toy.workers").iterdir():
             lock.unlink()  # as on another machine with another store
         with Claims(study, place, 2) as here:
-            assert here.claim()[1] == 1, "it may be alive"
+            assert took(here)[1] == 1, "it may be alive"
             assert here.claim() is None
             monkeypatch.setattr(place.storage, "grace_period", 1)
             time.sleep(2.1)
-            trial, position = here.claim()
+            trial, position = took(here)
             assert (trial.user_attrs["repeats"], position) == (0, 0)
 
 
@@ -173,7 +181,7 @@ def test_beats_go_on_while_a_trial_runs(studio, tmp_path, monkeypatch):
     _, place, study = studio.open()
     beats: list[int] = []
     with Claims(study, place, 2) as claims:
-        trial, _ = claims.claim()
+        trial, _ = took(claims)
         monkeypatch.setattr(place.storage, "record_heartbeat", beats.append)
         with claims.beating(trial):
             until(lambda: len(beats) >= 3, "heartbeats")
@@ -209,7 +217,7 @@ def test_signals_do_not_count_as_deaths(studio):
     _, place, study = studio.open()
     with Claims(study, place, 1) as claims:
         for _ in range(module.MAX_DEATHS + 2):
-            trial, position = claims.claim()
+            trial, position = took(claims)
             assert position == 0
             claims.interrupt(trial)
         assert claims.claim() is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from compress.errors import ModelError, UsageError
@@ -48,12 +50,7 @@ def test_an_objective_that_is_the_same_everywhere_decides_nothing():
     ("figure", "best", "why"), [("accuracy", 1, "highest accuracy"), ("latency", 0, "lowest latency")]
 )
 def test_of_one_objective_the_best_and_of_equals_the_earliest(figure, best, why):
-    trials = [
-        trial(0, **{figure: 0.5}),
-        trial(1, **{figure: 0.7}),
-        trial(2, **{figure: 0.7}),
-        trial(3, **{figure: 0.5}),
-    ]
+    trials = [replace(trial(i), objectives={figure: value}) for i, value in enumerate((0.5, 0.7, 0.7, 0.5))]
     assert (best_of(trials).trial.number, best_of(trials).why) == (best, why)
 
 
