@@ -95,7 +95,7 @@ class Arms:
 
     def __init__(self, setting: Setting, seed: int, work: Path) -> None:
         self.setting, self.seed, self.work = setting, seed, work
-        self.data = data_of(setting)
+        self.data = data_of(setting.samples, setting.test_samples)
 
     def names(self) -> dict[str, Callable[[], Normalized]]:
         """Arm -> what trains its student."""
@@ -109,7 +109,9 @@ class Arms:
                 [label, Term("dkd", 1.0, {"temperature": 4.0, "alpha": 1.0, "beta": 2.0})], self.teacher()
             ),
             "hints": lambda: self.taught([label, Term("hints", 1.0, pairs=(middle,))], self.teacher()),
-            "attention": lambda: self.taught([label, Term("attention_transfer", 1000.0, pairs=(middle, last))], self.teacher()),
+            "attention": lambda: self.taught(
+                [label, Term("attention_transfer", 1000.0, pairs=(middle, last))], self.teacher()
+            ),
             "relational": lambda: self.taught(
                 [
                     label,
@@ -137,9 +139,7 @@ class Arms:
     def few_teacher(self) -> Normalized:
         """Trained on 1 % of the labels; one for all seeds."""
         setting = self.setting
-        return self.kept(
-            "few_teacher", lambda: self.few_alone(setting.teacher, setting.teacher_epochs, 0), shared=True
-        )
+        return self.kept("few_teacher", lambda: self.few_alone(setting.teacher, setting.teacher_epochs, 0), shared=True)
 
     def large(self, train: Split) -> Normalized:
         """The teacher's network, from labels."""
@@ -222,14 +222,14 @@ class Arms:
 
 
 @cache
-def data_of(setting: Setting) -> Dataset:
+def data_of(samples: int, test_samples: int | None) -> Dataset:
     """The images, read once a process."""
-    return load_dataset(data_config(setting), Path())
+    return load_dataset(data_config(samples, test_samples), Path())
 
 
-def data_config(setting: Setting) -> DataConfig:
+def data_config(samples: int, test_samples: int | None) -> DataConfig:
     """What is read."""
-    return DataConfig(dataset="fashion-mnist", train_samples=setting.samples, test_samples=setting.test_samples)
+    return DataConfig(dataset="fashion-mnist", train_samples=samples, test_samples=test_samples)
 
 
 def key_of(setting: Setting, seed: int, arm: str) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def key_of(setting: Setting, seed: int, arm: str) -> dict[str, Any]:
         "arm": arm,
         "seed": seed,
         "precision": resolve_precision("auto"),
-        "data": split_digests(data_config(setting), Path()),
+        "data": split_digests(data_config(setting.samples, setting.test_samples), Path()),
         "code": code,
         "libraries": versions(*LIBRARIES),
     }
