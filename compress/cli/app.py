@@ -44,6 +44,17 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 MaxMib = Annotated[
     int, typer.Option(metavar="N", min=1, max=2048, help="Largest model, external data included, in MiB.")
 ]
+Budget = Annotated[
+    float | None, typer.Option(metavar="PP", min=0, max=100, help="Leave in float what top-1 needs; wants labels.")
+]
+Sqnr = Annotated[float | None, typer.Option(metavar="DB", min=1, max=150, help="Leave in float what the SQNR needs.")]
+Minimize = Annotated[
+    str | None, typer.Option(metavar="work|latency", help="Of such choices the least work in float, or latency.")
+]
+JudgeFile = Annotated[
+    Path | None, typer.Option("--judge", metavar="FILE.npz", help="Choose layers on these samples; default: --data.")
+]
+Labels = Annotated[str | None, typer.Option(metavar="ARRAY", help="Class of each sample; default: label or labels.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: standard output.")]
 
 
@@ -310,6 +321,11 @@ def quantize_model(
     float_layer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Node or pattern left in float; repeatable.")
     ] = None,
+    budget_pp: Budget = None,
+    sqnr_db: Sqnr = None,
+    minimize: Minimize = None,
+    judge: JudgeFile = None,
+    labels: Labels = None,
     samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use N, evenly spaced; default: all.")] = None,
     value_range: Annotated[
         str, typer.Option("--range", metavar="LOW,HIGH|any", help="What values the samples may have.")
@@ -321,6 +337,7 @@ def quantize_model(
     json: Json = False,
 ) -> None:
     """Quantize an ONNX file to int8: a file for TensorRT, its twin for ONNX Runtime, the scales."""
+    from compress.cli.choosing import ChoiceOptions
     from compress.cli.quantizing import QuantizeOptions, quantize_file
     from compress.quantization.settings import QuantizeSettings
 
@@ -330,7 +347,8 @@ def quantize_model(
         raise UsageError(f"--percentile {percentile:g} belongs to --method percentile, not {method}")
     share = QuantizeSettings.percentile if percentile is None else percentile
     settings = QuantizeSettings(method, share, weights, granularity, left)  # type: ignore[arg-type]
-    options = QuantizeOptions(data, output, samples, value_range, cache_version, max_mib, as_json=json)
+    choice = ChoiceOptions(budget_pp, sqnr_db, minimize, judge)
+    options = QuantizeOptions(data, output, samples, value_range, cache_version, max_mib, json, labels, choice)
     quantize_file(file, settings, options)
 
 
