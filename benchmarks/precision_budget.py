@@ -42,7 +42,7 @@ from compress.pipeline.machine import FACTS, machine_state, resolve_precision
 from compress.quantization.quantize import DEFAULTS, Quantized, quantize_onnx
 from compress.quantization.search import Goal
 from compress.stages.contract import network_input
-from compress.stages.precision import SAMPLES, Decision, Minimize, choose
+from compress.stages.precision import Decision, Minimize, choose
 from compress.training.loop import fit
 from compress.training.objectives import hard_objective
 
@@ -52,6 +52,7 @@ INT8_MACS = 0.7
 NO_SLOWER = 1.02
 SEEDS = (0, 1, 2)
 CALIBRATION_SAMPLES = 512
+VALIDATION_SAMPLES = 1000
 BATCH = 64
 DOUBLINGS = 12  # channels differ by up to 2 ** 12
 BLOCKS = (0, 1)  # whose depthwise convolution gets uneven channels, of three
@@ -63,9 +64,9 @@ RECIPE = Recipe(
 
 
 def data_for(recipe: Recipe) -> Dataset:
-    """What the network learns from, and as many validation images as a recipe's `precision` takes."""
+    """What the network learns from, and more validation images than belong to that few."""
     part, whole = data_of(recipe.samples), data_of()
-    return replace(part, validation=subset(whole.validation, SAMPLES, whole.classes, "samples"))
+    return replace(part, validation=subset(whole.validation, VALIDATION_SAMPLES, whole.classes, "samples"))
 
 
 def with_relu(module: nn.Module) -> nn.Module:
