@@ -29,6 +29,11 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _without(document: dict[str, Any], absent: str) -> dict[str, Any]:
+    """Leave a field out where it has no value: checksums of manifests that are older than it know nothing of it."""
+    return {name: value for name, value in document.items() if name != absent or value is not None}
+
+
 class Metric(Record):
     """One measured number, with all that is needed to read it."""
 
@@ -59,6 +64,11 @@ class Precision(Record):
     sqnr_db: float | None = None  # of the logits, against the float graph
     split: str | None = None  # of the samples that these figures, and the choice, rest on
     n: int | None = None
+    latency_to_int8: float | None = None  # over that of the file with everything in int8; None: not what was minimized
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), "latency_to_int8")
 
 
 class Quantization(Record):
@@ -73,11 +83,7 @@ class Quantization(Record):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The checksums of manifests that are older than this field are over documents without it.
-        document: dict[str, Any] = handler(self)
-        if document.get("precision") is None:
-            document.pop("precision", None)
-        return document
+        return _without(handler(self), "precision")
 
 
 class FileEntry(Record):

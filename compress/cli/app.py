@@ -13,18 +13,23 @@ import typer.main
 from compress import __version__, log
 from compress.cli import process
 from compress.cli.options import (
+    Budget,
     ComparisonFormat,
     Device,
     Forced,
     Gates,
     Json,
+    JudgeFile,
+    Labels,
     LintTarget,
     MaxMib,
+    Minimize,
     Output,
     Overrides,
     RecipePath,
     Rehash,
     ReportFormat,
+    Sqnr,
     StoreOption,
 )
 from compress.errors import EXIT_OK, UsageError
@@ -304,6 +309,11 @@ def quantize_model(
     float_layer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Node or pattern left in float; repeatable.")
     ] = None,
+    budget_pp: Budget = None,
+    sqnr_db: Sqnr = None,
+    minimize: Minimize = None,
+    judge: JudgeFile = None,
+    labels: Labels = None,
     samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="Use N, evenly spaced; default: all.")] = None,
     value_range: Annotated[
         str, typer.Option("--range", metavar="LOW,HIGH|any", help="What values the samples may have.")
@@ -315,6 +325,7 @@ def quantize_model(
     json: Json = False,
 ) -> None:
     """Quantize an ONNX file to int8: a file for TensorRT, its twin for ONNX Runtime, the scales."""
+    from compress.cli.choosing import ChoiceOptions
     from compress.cli.quantizing import QuantizeOptions, quantize_file
     from compress.quantization.settings import QuantizeSettings
 
@@ -324,7 +335,8 @@ def quantize_model(
         raise UsageError(f"--percentile {percentile:g} belongs to --method percentile, not {method}")
     share = QuantizeSettings.percentile if percentile is None else percentile
     settings = QuantizeSettings(method, share, weights, granularity, left)  # type: ignore[arg-type]
-    options = QuantizeOptions(data, output, samples, value_range, cache_version, max_mib, as_json=json)
+    choice = ChoiceOptions(budget_pp, sqnr_db, minimize, judge)
+    options = QuantizeOptions(data, output, samples, value_range, cache_version, max_mib, json, labels, choice)
     quantize_file(file, settings, options)
 
 

@@ -23,6 +23,17 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 MaxMib = Annotated[
     int, typer.Option(metavar="N", min=1, max=2048, help="Largest model, external data included, in MiB.")
 ]
+Budget = Annotated[
+    float | None, typer.Option(metavar="PP", min=0, max=100, help="Leave in float what top-1 needs; wants labels.")
+]
+Sqnr = Annotated[float | None, typer.Option(metavar="DB", min=1, max=150, help="Leave in float what the SQNR needs.")]
+Minimize = Annotated[
+    str | None, typer.Option(metavar="work|latency", help="Of such choices the least work in float, or latency.")
+]
+JudgeFile = Annotated[
+    Path | None, typer.Option("--judge", metavar="FILE.npz", help="Choose layers on these samples; default: --data.")
+]
+Labels = Annotated[str | None, typer.Option(metavar="ARRAY", help="Class of each sample; default: label or labels.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: standard output.")]
 
 

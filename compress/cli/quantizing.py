@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.files import disk_is_full, write_durably
 from compress.artifacts.fingerprint import sha256_file
+from compress.cli.choosing import NO_CHOICE, ChoiceOptions, Chosen, choose_layers, require_labels
 from compress.cli.linting import MIB, finding_lines
 from compress.cli.render import print_document, table_lines
 from compress.cli.sampling import Change, Samples, Tally, parse_range, read_samples
@@ -46,6 +48,8 @@ class QuantizeOptions:
     cache_version: str
     max_mib: int
     as_json: bool
+    labels: str | None = None
+    choice: ChoiceOptions = NO_CHOICE
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,61 @@ class Places:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """All that is printed."""
+    """What all that is printed is made of."""
 
     model: Path
-    digests: dict[str, str]
     settings: QuantizeSettings
     options: QuantizeOptions
     samples: Samples
     quantized: Quantized
-    layers: list[Layer]
+    chosen: Chosen | None
     change: Change
-    findings: dict[Target, list[Finding]]
-    notes: list[str]
+    prepared: list[str]  # notes on what was changed before
     places: Places
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file that was read."""
+        other = {"judge": self.options.choice.judge} if self.options.choice.judge else {}
+        return {
+            name: sha256_file(file) for name, file in {"model": self.model, "data": self.options.data, **other}.items()
+        }
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """Every layer that multiplies, and why it is float where it is."""
+        from compress.quantization.foreign import layers_of
+
+        return layers_of(self.quantized.signed, self.settings.float_layers)
+
+    @cached_property
+    def floats(self) -> list[Layer]:
+        """Those in float; what was chosen may also be a residual add or a pool."""
+        return self.chosen.why_float(self.layers) if self.chosen else [layer for layer in self.layers if layer.why]
+
+    @cached_property
+    def findings(self) -> dict[Target, list[Finding]]:
+        """What the linter says of each file, apart from layers that are float on purpose."""
+        from compress.onnx_graph.lint import lint
+        from compress.quantization.foreign import ASKED_FOR
+
+        on_purpose = {layer.node for layer in self.layers if layer.why == ASKED_FOR}
+        on_purpose |= self.chosen.nodes if self.chosen else set()
+        graphs: dict[Target, ModelProto] = {"tensorrt": self.quantized.signed, "onnxruntime": self.quantized.unsigned}
+        return {
+            target: [
+                one for one in lint(graph, target) if not (one.rule.startswith("float-") and one.node in on_purpose)
+            ]
+            for target, graph in graphs.items()
+        }
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """Sentences for people."""
+        known = {f"{finding} ({target})" for target, found in self.findings.items() for finding in found}
+        used = f"{self.samples.count} of {self.samples.total} samples were used, evenly spaced"
+        few = [used] if self.samples.count < self.samples.total else []
+        return [*self.prepared, *few, *(note for note in self.quantized.notes if note not in known)]
 
 
 def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptions) -> None:
@@ -94,12 +140,13 @@ def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptio
     from compress.measure.bench import fixed_batch
     from compress.onnx_graph.calibration_cache import version_from_text
     from compress.onnx_graph.canonical import QUANTIZE
-    from compress.onnx_graph.lint import lint
     from compress.onnx_graph.loading import load_onnx
-    from compress.quantization.foreign import ASKED_FOR, layers_of, prepare_foreign
+    from compress.quantization.foreign import prepare_foreign
     from compress.quantization.quantize import quantize_onnx
 
     value_range, places = parse_range(options.value_range), output_places(path, options.output)
+    goal, judged_on = options.choice.goal(settings.float_layers), options.choice.judge or options.data
+    apart = judged_on.resolve() != options.data.resolve()
     version_from_text(options.cache_version)  # refused before there is work to lose
     with _naming(path, options.data):
         model, notes = prepare_foreign(load_onnx(path, limit_bytes=options.max_mib * MIB))
@@ -107,25 +154,24 @@ def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptio
         plain = all(node.op_type != QUANTIZE for node in model.graph.node)
         before = OnnxRuntimeSession.load(path, threads=resolve_threads("auto"), optimized=plain)
         size = fixed_batch(before.inputs)
-        samples = read_samples(
-            options.data, before.inputs, wanted=options.samples, value_range=value_range, fixed_batch=size
-        )
+        read = partial(read_samples, inputs=before.inputs, value_range=value_range, fixed_batch=size)
+        samples = judged = read(options.data, wanted=options.samples, labels_name=None if apart else options.labels)
+    with _naming(path, judged_on):
+        if apart:
+            judged = read(judged_on, labels_name=options.labels)
+        if goal:
+            require_labels(judged, goal, before.outputs, path, options.data, judged_on)
+    with _naming(path, options.data):
         quantized = quantize_onnx(model, _counted(samples), settings, value_range=None, static_batch=True)
+    chosen = None
+    if goal:
+        with _naming(path, judged_on):
+            chosen = choose_layers(model, quantized, settings, goal, options.choice, judged, options.data, size)
+            quantized = chosen.decision.choice.quantized
+    with _naming(path, options.data):
         change = _change(before, quantized, samples, size or BATCH_SIZE)
-    if samples.count < samples.total:
-        notes.append(f"{samples.count} of {samples.total} samples were used, evenly spaced")
     before.close()
-    layers = layers_of(quantized.signed, settings.float_layers)
-    chosen = {layer.node for layer in layers if layer.why == ASKED_FOR}
-    graphs: dict[Target, ModelProto] = {"tensorrt": quantized.signed, "onnxruntime": quantized.unsigned}
-    findings: dict[Target, list[Finding]] = {
-        target: [one for one in lint(graph, target) if not (one.rule.startswith("float-") and one.node in chosen)]
-        for target, graph in graphs.items()
-    }
-    known = {f"{finding} ({target})" for target, found in findings.items() for finding in found}
-    notes += [note for note in quantized.notes if note not in known]
-    digests = {"model": sha256_file(path), "data": sha256_file(options.data)}
-    outcome = _Outcome(path, digests, settings, options, samples, quantized, layers, change, findings, notes, places)
+    outcome = _Outcome(path, settings, options, samples, quantized, chosen, change, notes, places)
     _write(outcome)
     if options.as_json:
         print_document(_document(outcome))
@@ -232,8 +278,9 @@ def _document(outcome: _Outcome) -> dict[str, Any]:
         "layers": {
             "int8": sum(not layer.why for layer in outcome.layers),
             "total": len(outcome.layers),
-            "float": [asdict(layer) for layer in outcome.layers if layer.why],
+            "float": [asdict(layer) for layer in outcome.floats],
         },
+        "precision": outcome.chosen.document() if outcome.chosen else None,
         "scales": {"calibrated": outcome.quantized.calibrated, "kept": outcome.quantized.kept},
         "on_calibration_samples": asdict(outcome.change),
         "notes": outcome.notes,
@@ -251,7 +298,6 @@ def _record(outcome: _Outcome) -> bytes:
 
 
 def _lines(outcome: _Outcome) -> Iterator[str]:
-    floats = [layer for layer in outcome.layers if layer.why]
     kinds = Counter(layer.operator for layer in outcome.layers if not layer.why)
     listed = ", ".join(f"{count} {operator}" for operator, count in kinds.items())
     share = f"{sum(kinds.values())} of {len(outcome.layers)} layers in int8"
@@ -261,8 +307,10 @@ def _lines(outcome: _Outcome) -> Iterator[str]:
         f"({outcome.settings.method}), {outcome.quantized.kept} scales kept"
     )
     yield _change_text(outcome.change)
-    if floats:
-        rows = tuple((layer.node, layer.operator, layer.why) for layer in floats)
+    if outcome.chosen:
+        yield from outcome.chosen.lines()
+    if outcome.floats:
+        rows = tuple((layer.node, layer.operator, layer.why) for layer in outcome.floats)
         yield ""
         yield from table_lines(Table("Left in float", ("node", "operator", "why"), rows))
     if outcome.notes:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from compress.engines.session import TensorSpec
 
-LABELS = "labels"  # of an array in the data file that is no input
+LABELS = ("label", "labels")  # what an array in the data file is called that is no input but the class of each sample
 ANY = "any"
 
 
@@ -65,17 +65,20 @@ def read_samples(
     wanted: int | None = None,
     value_range: tuple[float, float] | None = None,
     fixed_batch: int | None = None,
+    labels_name: str | None = None,
 ) -> Samples:
     """Read the arrays that a model's inputs want from an NPZ file.
 
     Args:
-        path: NPZ: an array for each input by its name, or any one array where there is one input; `labels` if known.
+        path: NPZ: an array for each input by its name, or any one array where there is one input; labels if known.
         inputs: of the model.
         wanted: use this many samples, evenly spaced, >= 1; None for all.
         value_range: that floats must be in; None for all finite ones.
         fixed_batch: the only batch size that the model takes, of which a multiple is used; None if it takes any.
+        labels_name: of the array with the class of each sample; None looks for `label` and `labels`.
 
     Raises:
+        UsageError: the array named for the labels is not there, or an input.
         DataError: no such file, pickles, arrays missing or of different lengths, or of a wrong type, shape or range.
     """
     import numpy as np
@@ -84,7 +87,7 @@ def read_samples(
 
     names = [spec.name for spec in inputs]
     arrays = read_inputs(path)
-    labels = arrays.pop(LABELS, None) if LABELS not in names else None
+    labels = _labels(arrays, names, labels_name, path)
     chosen = _by_input(arrays, names, path)
     for spec in inputs:
         _require_fitting(chosen[spec.name], spec, path)
@@ -94,7 +97,7 @@ def read_samples(
             f"The labels are {labels.dtype} of shape {labels.shape}; expected whole numbers, one for each sample.",
             where=str(path),
         )
-    total = _common_length({**chosen, LABELS: labels} if labels is not None else chosen, path)
+    total = _common_length({**chosen, "labels": labels} if labels is not None else chosen, path)
     step = fixed_batch or 1
     used = min(wanted or total, total) // step * step
     if not used:
@@ -103,6 +106,16 @@ def read_samples(
     # all of them: no copy of what may be gigabytes
     taken = chosen if used == total else {name: array[positions] for name, array in chosen.items()}
     return Samples(taken, None if labels is None else labels[positions], total)
+
+
+def _labels(arrays: dict[str, np.ndarray], inputs: Sequence[str], wanted: str | None, path: Path) -> np.ndarray | None:
+    """Take the labels out of `arrays`; None where there are none."""
+    if wanted is not None and (wanted in inputs or wanted not in arrays):
+        problem = "is an input of the model" if wanted in inputs else f"is not in {path}"
+        others = ", ".join(name for name in arrays if name not in inputs) or "none"
+        raise UsageError(f"--labels {wanted[:40]} {problem}; arrays that are no input: {others}")
+    names = [wanted] if wanted is not None else [name for name in LABELS if name in arrays and name not in inputs]
+    return arrays.pop(names[0]) if names else None
 
 
 def _by_input(arrays: Mapping[str, np.ndarray], names: Sequence[str], path: Path) -> dict[str, np.ndarray]:
@@ -215,7 +228,7 @@ class Tally:
             raise DataError(
                 f"The labels are from {labels.min()} to {labels.max()}, for an output of shape {want.shape}; "
                 "expected classes from 0 and an output of (n, classes).",
-                hint=f"Leave {LABELS} out, or give the class of each sample.",
+                hint="Leave the labels out, or give the class of each sample.",
             )
         self._right_before += int((want.argmax(1) == labels).sum())
         self._right_after += int((got.argmax(1) == labels).sum())

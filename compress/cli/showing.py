@@ -14,6 +14,7 @@ from compress.cli.places import shown, store_root
 from compress.cli.render import duration_text, metric_text, print_document, print_tables, short_key
 from compress.cli.reporting import load_report, report_text, verdicts_of
 from compress.report.tables import ABSENT, Table, gate_table, size_text
+from compress.stages.precision import latency_text
 
 PRECISION = "precision.json"
 ANSWERS = "answers.json"
@@ -73,8 +74,10 @@ def precision_tables(document: Mapping[str, Any]) -> list[Table]:
             "reached": _scored(document["reached"]),
             "all in int8": _scored(document["all_int8"]),
             "judged on": f"{document['samples']} samples, which it was chosen on",
-            "cost": document["cost"],
+            "kept small": document["cost"],
         }
+    if "latency" in document:
+        facts["latency"] = latency_text(document["latency"])
     rows = tuple(
         (
             layer["name"],

@@ -71,7 +71,7 @@ class Keys:
             "data": {split: self._split(split) for split in stage.splits},
             "libraries": {name: library_version(name) for name in stage.libraries},
             "sources": {name: self._source(path) for name, path in sources.items()},
-            "facts": {name: FACTS[name]() for name in stage.facts},
+            "facts": {name: FACTS[name]() for name in stage.facts} if stage.needs_facts(config) else {},
         }
         if stage.earlier is not None:
             document["inputs"][EARLIER] = [stage.earlier(config, self._store).manifest.digest]

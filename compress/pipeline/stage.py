@@ -69,6 +69,10 @@ def _same(config: Any) -> Any:
     return config
 
 
+def _always(config: Any) -> bool:
+    return True
+
+
 def _no_sources(config: Any, base: Path) -> Sequence[Path]:
     return ()
 
@@ -93,6 +97,7 @@ class Stage(Generic[Config, Inputs]):
     splits: tuple[str, ...] = ()  # of the data that it reads: their digests are in the key
     seeded: bool = False  # the recipe's seed is in the key
     facts: tuple[str, ...] = ()  # of the machine, for engines and measurements; names of pipeline.machine.FACTS
+    needs_facts: Callable[[Config], bool] = _always  # whether such an artifact depends on them
     measured: bool = False  # every execution is a new revision of the artifact
     resolve: Callable[[Config], Config] = _same  # replaces `auto` by what it becomes here
     sources: Callable[[Config, Path], Sequence[Path]] = _no_sources  # files outside the data that shape the result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,8 @@ from compress.onnx_graph.qdq import scales_of, strip_qdq
 from compress.onnx_graph.scales import ScaleTable
 from compress.onnx_graph.simplify import simplify
 from compress.quantization.quantize import DEFAULTS, Quantized, resolve_float_layers
-from compress.quantization.search import FloatLayers, Goal, search_float_layers
+from compress.quantization.samples import Batch
+from compress.quantization.search import FloatLayers, Goal, cheapest_choice, search_float_layers
 from compress.quantization.sensitivity import (
     SQNR_CAP_DB,
     Batches,
@@ -35,7 +36,27 @@ from compress.quantization.settings import QuantizeSettings
 
 SENSITIVITY_SAMPLES = 512  # enough to rank layers; the files themselves are judged on all samples
 FLOAT_WORK = "multiply-accumulates in float; of adds and pools their outputs"
-Cost = Callable[[onnx.ModelProto], float]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is kept small where it is not the work in float.
+
+    `what` says so in words. `compare` is asked about two unsigned graphs: what the first one costs, and whether that is
+    clearly less than what the second one does, the noise of a measurement considered.
+    """
+
+    what: str
+    compare: Callable[[onnx.ModelProto, onnx.ModelProto], tuple[float, bool]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice of float layers that was tried, its cost, and whether it was cheaper than the best one before."""
+
+    float_layers: tuple[str, ...]
+    cost: float
+    cheaper: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,8 @@ class PrecisionChoice:
     """The files, which of their layers are in int8, and the evidence for that.
 
     `int8_macs` is the share of multiply-accumulates whose operands are both int8. `goal`, `all_int8` and `reached` are
-    None where the choice needed no measurement; `top1` is of the float graph, None without labels.
+    None where the choice needed no measurement; `top1` is of the float graph, None without labels. `least_work` is what
+    would be in float if work were the cost. `candidates` are in the order in which they were held against the best.
     """
 
     mode: Literal["int8", "by_hand", "mixed", "adaptive"]
@@ -77,6 +99,8 @@ class PrecisionChoice:
     all_int8: Outcome | None = None
     reached: Outcome | None = None
     cost: str = ""
+    least_work: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def float_layers(self) -> tuple[str, ...]:
@@ -124,21 +148,22 @@ def choose_precision(
     *,
     settings: QuantizeSettings = DEFAULTS,
     cost: Cost | None = None,
+    fixed_batch: int | None = None,
 ) -> PrecisionChoice:
-    """Find the cheapest choice of layers to leave in float with which both int8 files meet the goal.
+    """Find a choice of layers to leave in float with which both int8 files meet the goal, at little cost.
 
-    See `search_float_layers` for the search. Every trial runs the graphs that would be written: the unsigned one as
-    ONNX Runtime executes it, then the signed one node by node.
+    See `search_float_layers` for the search, and `cheapest_choice` for costs of another kind than work. Each trial
+    runs the graphs that would be written: the unsigned one as ONNX Runtime does, then the signed one node by node.
 
     Args:
         model: float graph, or signed Q/DQ graph.
         full: the same, quantized without exception.
         goal: what is to be kept; a loss of top-1 needs labels.
-        batches: starts over at every call; samples, (n, channels, height, width) each, float32 in [0, 1].
+        batches: starts over at every call; samples, (n, channels, height, width) each, float32, or arrays by input.
         labels: (samples,), integers.
         settings: with which `full` was made.
-        cost: of an unsigned graph, e.g. its latency in ms; None counts the multiply-accumulates in float, which are the
-            same on every machine.
+        cost: e.g. measured latency; None counts the multiply-accumulates in float, which are the same on every machine.
+        fixed_batch: the only batch size that the graph takes, and of every batch; None if it takes any.
 
     Raises:
         UsageError: a budget without labels.
@@ -150,22 +175,19 @@ def choose_precision(
     graphs = MixedGraphs(model, full, settings)
     work = layer_work(graphs.float_graph, graphs.names)
     judge = Judge(graphs.float_graph, batches, labels)
-    measured = sensitivities(graphs, _ranking_judge(graphs, judge, batches, labels), work)
+    measured = sensitivities(graphs, _ranking_judge(graphs, judge, batches, labels, fixed_batch or 1), work)
     with progress("trials", None, "trials") as bar:
-        trials = _Trials(graphs, judge, goal, work, cost, bar)
-        chosen = search_float_layers(measured, work, trials.met, trials.cost)
+        trials = _Trials(graphs, judge, goal, bar)
+        found = search_float_layers(measured, work, trials.met)
+        chosen = found[0] if cost is None else trials.cheapest(found, cost, work)
     signed = graphs.signed(chosen)
     reasons = {name: trials.reason(chosen, name) for name in chosen}
     layers, share = _layers(signed, work, reasons, {one.name: one for one in measured})
     if share == 0:
-        raise ModelError(
-            f"Only with no layer in int8 is the goal met ({goal}, on {judge.samples} samples); "
-            f"with all of them in int8 {goal.measured(trials.outcome(frozenset()).score)}.",
-            hint="Allow more, or train with fake-quant first (a `qat` step).",
-        )
+        raise trials.only_float()
     return PrecisionChoice(
         mode=goal.mode,
-        quantized=_requantized(full, signed, graphs.unsigned(signed), chosen),
+        quantized=_requantized(full, signed, graphs.unsigned(signed), chosen, static_batch=fixed_batch is not None),
         layers=layers,
         int8_macs=share,
         goal=goal,
@@ -173,23 +195,21 @@ def choose_precision(
         top1=judge.top1,
         all_int8=trials.outcome(frozenset()),
         reached=trials.outcome(chosen),
-        cost=FLOAT_WORK if cost is None else "given by the caller",
+        cost=FLOAT_WORK if cost is None else cost.what,
+        least_work=graphs.ordered(found[0]),
+        candidates=tuple(trials.candidates),
     )
 
 
 class _Trials:
     """Remembers what each choice of float layers does and costs."""
 
-    def __init__(
-        self, graphs: MixedGraphs, judge: Judge, goal: Goal, work: Mapping[str, Work], cost: Cost | None, bar: Bar
-    ) -> None:
+    def __init__(self, graphs: MixedGraphs, judge: Judge, goal: Goal, bar: Bar) -> None:
         self._graphs = graphs
         self._judge = judge
         self._goal = goal
-        self._work = work
-        self._cost = cost
         self._bar = bar
-        self._costs: dict[FloatLayers, float] = {}
+        self.candidates: list[Candidate] = []
         # a graph without any Q/DQ is the float graph
         self._outcomes = {frozenset(graphs.names): Outcome(Score(SQNR_CAP_DB, 0.0), True)}
 
@@ -202,18 +222,34 @@ class _Trials:
     def met(self, choice: FloatLayers) -> bool:
         return self.outcome(choice).met
 
-    def cost(self, choice: FloatLayers) -> float:
-        if choice not in self._costs:
-            if self._cost is None:
-                self._costs[choice] = float(sum(self._work[name].amount for name in choice))
-            else:
-                self._costs[choice] = self._cost(self._graphs.unsigned(self._graphs.signed(choice)))
-        return self._costs[choice]
+    def cheapest(self, found: Sequence[FloatLayers], cost: Cost, work: Mapping[str, Work]) -> FloatLayers:
+        asked: dict[tuple[FloatLayers, FloatLayers], bool] = {}
+
+        def cheaper(one: FloatLayers, other: FloatLayers) -> bool:
+            if (one, other) not in asked:
+                price, asked[one, other] = cost.compare(self._unsigned(one), self._unsigned(other))
+                self.candidates.append(Candidate(self._graphs.ordered(one), price, asked[one, other]))
+                self._bar.advance()
+            return asked[one, other]
+
+        return cheapest_choice(found, cheaper, work, self._graphs.beside, self.met)
+
+    def _unsigned(self, choice: FloatLayers) -> onnx.ModelProto:
+        return self._graphs.unsigned(self._graphs.signed(choice))
 
     def reason(self, choice: FloatLayers, name: str) -> str:
         """Why a layer of the choice is in float."""
         outcome = self.outcome(choice - {name})
-        return "in int8 it would cost more" if outcome.met else f"were it in int8: {self._goal.measured(outcome.score)}"
+        if outcome.met:
+            return "the goal would be met with it in int8, at a higher cost: it stands beside a layer in float"
+        return f"were it in int8: {self._goal.measured(outcome.score)}"
+
+    def only_float(self) -> ModelError:
+        return ModelError(
+            f"Only with no layer in int8 is the goal met ({self._goal}, on {self._judge.samples} samples); "
+            f"with all of them in int8 {self._goal.measured(self.outcome(frozenset()).score)}.",
+            hint="Allow more, or train with fake-quant first (a `qat` step).",
+        )
 
     def _run(self, choice: FloatLayers) -> Outcome:
         signed = self._graphs.signed(choice)
@@ -226,20 +262,25 @@ class _Trials:
         return Outcome(worse, self._goal.met(worse))
 
 
-def _ranking_judge(graphs: MixedGraphs, judge: Judge, batches: Batches, labels: NDArray[np.integer] | None) -> Judge:
-    """A judge on fewer samples, spread evenly over all, since samples may be sorted by class."""
+def _ranking_judge(
+    graphs: MixedGraphs, judge: Judge, batches: Batches, labels: NDArray[np.integer] | None, group: int
+) -> Judge:
+    """A judge on fewer samples, spread evenly over all, since samples may be sorted by class; whole groups of them."""
     if judge.samples <= SENSITIVITY_SAMPLES:
         return judge
-    kept = np.zeros(judge.samples, bool)
-    kept[np.linspace(0, judge.samples - 1, SENSITIVITY_SAMPLES).astype(int)] = True
+    groups = np.zeros(judge.samples // group, bool)
+    groups[np.linspace(0, len(groups) - 1, max(SENSITIVITY_SAMPLES // group, 1)).astype(int)] = True
+    kept = groups.repeat(group)
 
-    def few() -> Iterator[np.ndarray]:
+    def few() -> Iterator[Batch]:
         start = 0
         for batch in batches():
-            chosen = batch[kept[start : start + len(batch)]]
-            start += len(batch)
-            if len(chosen):
-                yield chosen
+            arrays = {"": batch} if isinstance(batch, np.ndarray) else batch
+            size = len(next(iter(arrays.values())))
+            chosen = {name: array[kept[start : start + size]] for name, array in arrays.items()}
+            start += size
+            if kept[start - size : start].any():
+                yield chosen[""] if isinstance(batch, np.ndarray) else chosen
 
     return Judge(graphs.float_graph, few, None if labels is None else np.asarray(labels)[kept])
 
@@ -278,7 +319,12 @@ def _layers(
 
 
 def _requantized(
-    full: Quantized, signed: onnx.ModelProto, unsigned: onnx.ModelProto, chosen: Collection[str]
+    full: Quantized,
+    signed: onnx.ModelProto,
+    unsigned: onnx.ModelProto,
+    chosen: Collection[str],
+    *,
+    static_batch: bool,
 ) -> Quantized:
     """`full` with the chosen layers in float: graphs, the scales that they use, and what the linter says of them."""
     check_model(signed)
@@ -286,7 +332,7 @@ def _requantized(
     notes = list(full.notes)
     files: tuple[tuple[onnx.ModelProto, Target], ...] = ((signed, "tensorrt"), (unsigned, "onnxruntime"))
     for model, target in files:
-        for warning in raise_on_errors(model, target):
+        for warning in raise_on_errors(model, target, static_batch=static_batch):
             text = f"{warning} ({target})"
             if warning.node not in chosen and text not in notes:  # a chosen layer is in float on purpose
                 notes.append(text)
@@ -304,13 +350,16 @@ def _requantized(
 def precision_document(choice: PrecisionChoice) -> dict[str, Any]:
     """`precision.json`: the goal, what was reached, and every layer with its figures, its decision and the reason.
 
-    Decibels are rounded to hundredths, percentage points to ten-thousandths; what was not measured is null.
+    Decibels are rounded to hundredths, percentage points and costs to ten-thousandths; what was not measured is null.
+    Candidates are there where the cost was measured.
     """
+    candidates = [{**asdict(one), "cost": round(one.cost, 4)} for one in choice.candidates]
     return {
         "mode": choice.mode,
         "goal": None if choice.goal is None else str(choice.goal),
         "samples": choice.samples,
         "cost": choice.cost or None,
+        **({"candidates": candidates} if candidates else {}),
         "float_top1": None if choice.top1 is None else round(choice.top1, 6),
         "int8_macs": round(choice.int8_macs, 6),
         "reached": score_document(choice.reached),

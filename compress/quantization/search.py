@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,32 +51,72 @@ class Goal:
 
 
 def search_float_layers(
-    measured: Sequence[LayerSensitivity],
-    work: Mapping[str, Work],
-    met: Callable[[FloatLayers], bool],
-    cost: Callable[[FloatLayers], float],
-) -> FloatLayers:
-    """The cheapest choice found that meets a goal; leaving every layer in float must meet it.
+    measured: Sequence[LayerSensitivity], work: Mapping[str, Work], met: Callable[[FloatLayers], bool]
+) -> list[FloatLayers]:
+    """Choices that meet a goal and from which no single layer can go back to int8; leaving every layer in float is met.
 
     Layers are ranked by the noise that each adds to the logits when it alone is quantized, by that noise per unit of
     work, and by least work. Along each ranking bisection finds a shortest start that meets the goal; then what the goal
-    does not need in float goes back to int8, most work first, where that makes the choice no dearer.
+    does not need in float goes back to int8, most work first.
 
     Args:
         measured: the layers.
         work: by name, at least of those.
         met: whether a choice meets the goal; asked about the same choice more than once.
-        cost: of a choice, any unit.
+
+    Returns:
+        One to three choices, the one with the least work in float first.
     """
     if met(frozenset()):
-        return frozenset()
+        return [frozenset()]
     noise = {one.name: 10 ** (-one.alone.sqnr_db / 10) for one in measured}
     per_work = {name: value / max(work[name].amount, 1) for name, value in noise.items()}
     cheap = {name: -work[name].amount for name in noise}
     ranks = (per_work, noise, cheap)
     starts = [_shortest(sorted(noise, key=lambda name, rank=rank: (-rank[name], name)), met) for rank in ranks]
-    found = {_pruned(start, work, met, cost) for start in starts}
-    return min(found, key=lambda choice: (cost(choice), len(choice), sorted(choice)))
+    return sorted({_pruned(start, work, met) for start in starts}, key=lambda choice: _least_work(choice, work))
+
+
+def cheapest_choice(
+    found: Sequence[FloatLayers],
+    cheaper: Callable[[FloatLayers, FloatLayers], bool],
+    work: Mapping[str, Work],
+    beside: Mapping[str, Collection[str]],
+    met: Callable[[FloatLayers], bool],
+) -> FloatLayers:
+    """The cheapest of some choices, and what stands beside its layers in float too, where that makes it cheaper still.
+
+    Int8 next to float is not free: codes are made and read there, and a runtime may fuse nothing at such a border.
+    Where no choice is cheaper, the first one stays; some work always stays in int8.
+
+    Args:
+        found: choices that meet the goal, at least one; least work in float first.
+        cheaper: whether a choice, the first argument, costs clearly less than another.
+        work: by name.
+        beside: by name of every layer, those that write what it reads or read what it writes.
+        met: whether a choice meets the goal.
+
+    Returns:
+        A choice that no other one of `found`, and no layer beside its own, was found to make cheaper.
+    """
+    choice = found[0]
+    for other in found[1:]:
+        if cheaper(other, choice):
+            choice = other
+    before = None
+    while choice != before:
+        before = choice
+        for name in beside:
+            larger = choice | {name}
+            borders = name not in choice and not choice.isdisjoint(beside[name])
+            some_int8 = any(work[other].macs for other in beside if other not in larger)
+            if borders and some_int8 and cheaper(larger, choice) and met(larger):
+                choice = larger
+    return choice
+
+
+def _least_work(choice: FloatLayers, work: Mapping[str, Work]) -> tuple[int, int, list[str]]:
+    return sum(work[name].amount for name in choice), len(choice), sorted(choice)
 
 
 def _shortest(order: Sequence[str], met: Callable[[FloatLayers], bool]) -> FloatLayers:
@@ -91,18 +131,12 @@ def _shortest(order: Sequence[str], met: Callable[[FloatLayers], bool]) -> Float
     return frozenset(order[:enough])
 
 
-def _pruned(
-    choice: FloatLayers,
-    work: Mapping[str, Work],
-    met: Callable[[FloatLayers], bool],
-    cost: Callable[[FloatLayers], float],
-) -> FloatLayers:
+def _pruned(choice: FloatLayers, work: Mapping[str, Work], met: Callable[[FloatLayers], bool]) -> FloatLayers:
     """Give layers back to int8 until no single one can go back any more."""
     while True:
         before = choice
         for name in sorted(choice, key=lambda name: (-work[name].amount, name)):
-            smaller = choice - {name}
-            if cost(smaller) <= cost(choice) and met(smaller):
-                choice = smaller
+            if met(choice - {name}):
+                choice = choice - {name}
         if choice == before:
             return choice

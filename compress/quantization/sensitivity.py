@@ -22,12 +22,13 @@ from compress.onnx_graph.qdq import insert_qdq, strip_qdq
 from compress.onnx_graph.simplify import simplify
 from compress.onnx_graph.unsigned import unsigned_from_signed
 from compress.quantization.quantize import DEFAULTS, Quantized, quantize_onnx
+from compress.quantization.samples import Batch
 from compress.quantization.settings import QuantizeSettings
 
 MULTIPLYING = (*LAYERS, "ConvTranspose")
 SQNR_CAP_DB = 200.0  # beyond what float32 resolves, so that equal answers have a number that JSON can carry
 
-Batches = Callable[[], Iterable[np.ndarray]]  # each call starts over: the samples are read once per trial
+Batches = Callable[[], Iterable[Batch]]  # each call starts over: the samples are read once per trial
 Logits = NDArray[np.float32]
 
 
@@ -83,6 +84,8 @@ class MixedGraphs:
     Attributes:
         float_graph: the network without any Q/DQ.
         names: of the nodes that are quantized in `full`, in the order of nodes: what can be chosen from.
+        beside: by name, those of them that write what a node reads or read what it writes, directly or through nodes
+            that cannot be chosen, e.g. activations.
     """
 
     def __init__(self, model: onnx.ModelProto, full: Quantized, settings: QuantizeSettings) -> None:
@@ -92,6 +95,11 @@ class MixedGraphs:
         placed = placements(full.signed)
         self.names = tuple(dict.fromkeys(spot.node.name for spot in placed if spot.quantized))
         self._always_float = {spot.node.name for spot in placed} - set(self.names)
+        self.beside = _neighbours(self.float_graph, self.names)
+
+    def ordered(self, float_layers: Collection[str]) -> tuple[str, ...]:
+        """These nodes in the order of nodes."""
+        return tuple(name for name in self.names if name in float_layers)
 
     def signed(self, float_layers: Collection[str]) -> onnx.ModelProto:
         """The signed graph in which these nodes stay in float."""
@@ -102,12 +110,25 @@ class MixedGraphs:
         return unsigned_from_signed(signed, unsigned_weights=self._settings.unsigned_weights)
 
 
+def _neighbours(model: onnx.ModelProto, names: Collection[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {name: set() for name in names}
+    writers: dict[str, set[str]] = {}  # tensor -> the nearest of `names` before it
+    for node in model.graph.node:
+        before = set[str]().union(*(writers.get(tensor, set()) for tensor in node.input))
+        if node.name in found:
+            found[node.name] |= before
+            for other in before:
+                found[other].add(node.name)
+        writers |= dict.fromkeys(node.output, {node.name} if node.name in found else before)
+    return found
+
+
 class Judge:
     """Holds graphs against the float graph on the same samples.
 
     Args:
         float_graph: the reference.
-        batches: samples, (n, channels, height, width) each, float32.
+        batches: samples, e.g. (n, channels, height, width) each, float32; arrays by input where there are several.
         labels: (samples,), integers; None judges by SQNR alone.
 
     Raises:
@@ -201,7 +222,7 @@ def sqnr_db(got: Logits, reference: Logits) -> float:
 
 
 def answers(model: onnx.ModelProto, batches: Batches, *, optimized: bool = True) -> Logits:
-    """What a graph with one input answers: its first output, (samples, classes), float32.
+    """What a graph answers: its first output, (samples, classes), float32.
 
     Args:
         model: float or Q/DQ graph.
@@ -217,8 +238,9 @@ def answers(model: onnx.ModelProto, batches: Batches, *, optimized: bool = True)
     entry, output = session.get_inputs()[0], session.get_outputs()[0].name
     parts: list[np.ndarray] = []
     for batch in batches():
-        got = np.asarray(_run(session, [output], {entry.name: batch})[0], np.float32)
-        parts.append(got.reshape(len(batch), -1))
+        feed = {entry.name: batch} if isinstance(batch, np.ndarray) else dict(batch)
+        got = np.asarray(_run(session, [output], feed)[0], np.float32)
+        parts.append(got.reshape(len(feed[entry.name]), -1))
     if not parts:
         raise DataError("There are no samples to judge the quantized network on; expected at least one.")
     logits = np.concatenate(parts)

@@ -12,14 +12,21 @@ from compress.log import progress
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
 from compress.quantization.settings import CACHE_VERSION, Granularity, Method, QuantizeSettings, WeightMethod
 from compress.stages.contract import network_input
-from compress.stages.precision import PrecisionConfig, decide, float_layers_of, measured, recorded
+from compress.stages.precision import (
+    Decision,
+    PrecisionConfig,
+    decide,
+    float_layers_of,
+    measured,
+    recorded,
+    times_candidates,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from compress.data.split import Split
-    from compress.quantization.precision import PrecisionChoice
 
 BATCH_SIZE = 64
 
@@ -108,11 +115,11 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
 
     model, settings = load_onnx(inputs.model.path / "model.onnx"), config.settings()
     quantized = quantize_onnx(model, batches(), settings)
-    choice, judged = decide(config.precision, model, quantized, settings, workspace, calibration)
-    quantized = choice.quantized
-    _write(choice, config.cache_version, workspace)
+    decision = decide(config.precision, model, quantized, settings, workspace, calibration)
+    quantized = decision.choice.quantized
+    _write(decision, config.cache_version, workspace)
     kept = f"{quantized.calibrated} tensors calibrated, {quantized.kept} scales kept from qat"
-    workspace.notes += [kept, choice.summary(), *quantized.notes]
+    workspace.notes += [kept, decision.summary(), *quantized.notes]
     workspace.tensors = inputs.model.manifest.tensors
     coverage = summarize(quantized.signed)["qdq"]
     digests = sorted(digest for split in used for digest in split.digests())
@@ -123,7 +130,7 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
         calibration_samples=len(digests),
         calibration_digest=sha256_bytes("".join(digests).encode()) if digests else None,
         float_layers=tuple(coverage["float_layers"]),
-        precision=recorded(choice, judged),
+        precision=recorded(decision),
     )
     read: dict[str, Any] = {"split": "train", "n": len(digests)} if digests else {}
     counts = [
@@ -133,17 +140,16 @@ def run(config: CalibrateConfig, inputs: CalibrateInputs, workspace: Workspace) 
     return [
         *sorted(counts, key=lambda metric: -metric.value),  # the first is what a run shows: after QAT, not a bare 0
         Metric(name="size", value=(workspace.path / "model.onnx").stat().st_size, unit="bytes"),
-        *measured(choice, judged),
+        *measured(decision),
     ]
 
 
-def _write(choice: "PrecisionChoice", cache_version: str, workspace: Workspace) -> None:
+def _write(decision: Decision, cache_version: str, workspace: Workspace) -> None:
     from compress.onnx_graph.calibration_cache import FILE_NAME, calibration_cache
     from compress.onnx_graph.lint import raise_on_errors
     from compress.onnx_graph.loading import save_onnx
-    from compress.quantization.precision import precision_document
 
-    quantized = choice.quantized
+    quantized = decision.choice.quantized
     raise_on_errors(quantized.signed, target="tensorrt")
     raise_on_errors(quantized.unsigned, target="onnxruntime")
     save_onnx(quantized.signed, workspace.path / "model.onnx")
@@ -151,7 +157,7 @@ def _write(choice: "PrecisionChoice", cache_version: str, workspace: Workspace) 
     (workspace.path / "scales.json").write_text(quantized.scales.to_json())
     cache = calibration_cache(quantized.scales, quantized.activations, cache_version)
     (workspace.path / FILE_NAME).write_text(cache)
-    document = json.dumps(precision_document(choice), indent=1, allow_nan=False)
+    document = json.dumps(decision.document(), indent=1, allow_nan=False)
     (workspace.path / "precision.json").write_text(document + "\n")
 
 
@@ -164,4 +170,6 @@ CALIBRATE = Stage(
     libraries=("onnx", "onnxruntime", "numpy", "scikit-learn", "pillow"),
     run=run,
     splits=("train", "validation"),
+    facts=("cpu",),
+    needs_facts=lambda config: times_candidates(config.precision),
 )

@@ -1,11 +1,13 @@
 """`precision` of a `calibrate` step: which layers stay in float, and who decides that."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from compress.artifacts.manifest import Metric, Precision
+from compress.pipeline.machine import cpu
 from compress.pipeline.stage import StageConfig, Workspace
 from compress.stages.contract import network_input
 
@@ -17,10 +19,16 @@ if TYPE_CHECKING:
     from compress.data.split import Split
     from compress.quantization.precision import PrecisionChoice
     from compress.quantization.quantize import Quantized
+    from compress.quantization.search import Goal
+    from compress.quantization.sensitivity import Batches
     from compress.quantization.settings import QuantizeSettings
 
 BATCH_SIZE = 64
 SAMPLES = 2000
+CONFIRMING = 3  # times as long as one candidate
+THREADS = 1  # of what is timed: `calibrate` has no threads of its own
+LATENCY = "latency in ONNX Runtime over that of the all-int8 file"
+Minimize = Literal["work", "latency"]
 
 
 class FloatLayersConfig(StageConfig):
@@ -40,10 +48,15 @@ class FloatLayersConfig(StageConfig):
         default=None,
         ge=0,
         le=100,
-        description="adaptive: as little work as possible, so that both int8 files lose at most this much top-1 against"
-        " the float graph on validation images, percentage points",
+        description="adaptive: until both int8 files lose at most this much top-1 against the float graph on validation"
+        " images, percentage points",
     )
     samples: int = Field(default=SAMPLES, ge=1, description="validation images that `budget_pp` is judged on, at most")
+    minimize: Minimize = Field(
+        default="work",
+        description="of the choices that keep sqnr_db or budget_pp, which one: least multiply-accumulates in float, the"
+        " same on every machine (work), or least latency in ONNX Runtime on this one, one thread, batch 1 (latency)",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> "FloatLayersConfig":
@@ -53,6 +66,8 @@ class FloatLayersConfig(StageConfig):
             raise ValueError(f"expected one of {', '.join(ways)}, got {', '.join(given) or 'none'}")
         if self.samples != SAMPLES and self.budget_pp is None:
             raise ValueError("`samples` belongs to budget_pp")
+        if self.minimize != "work" and self.float_layers:
+            raise ValueError("`minimize` belongs to sqnr_db and budget_pp")
         return self
 
 
@@ -77,6 +92,31 @@ def float_layers_of(config: PrecisionConfig) -> tuple[str, ...]:
     return config.float_layers if isinstance(config, FloatLayersConfig) else ()
 
 
+def times_candidates(config: PrecisionConfig) -> bool:
+    """Whether the choice rests on latencies of the machine at hand."""
+    return isinstance(config, FloatLayersConfig) and config.minimize == "latency"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A choice, the samples that it rests on, and what was timed for it; None where nothing was measured."""
+
+    choice: "PrecisionChoice"
+    split: "Split | None" = None
+    latency: dict[str, Any] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """`precision.json`."""
+        from compress.quantization.precision import precision_document
+
+        return {**precision_document(self.choice), **({"latency": self.latency} if self.latency else {})}
+
+    def summary(self) -> str:
+        """What a person should know, in one sentence."""
+        text = self.choice.summary()
+        return f"{text}; latency: {latency_text(self.latency)}" if self.latency else text
+
+
 def decide(
     config: PrecisionConfig,
     model: "onnx.ModelProto",
@@ -84,7 +124,7 @@ def decide(
     settings: "QuantizeSettings",
     workspace: Workspace,
     calibration: Callable[[], "Split"],
-) -> tuple["PrecisionChoice", "Split | None"]:
+) -> Decision:
     """Choose the layers that stay in float, where the recipe leaves that to measurement.
 
     Args:
@@ -94,15 +134,12 @@ def decide(
         settings: with which they were made.
         workspace: knows the data.
         calibration: gives the calibration set; called only where it is needed.
-
-    Returns:
-        The choice, and the samples that it rests on, None where nothing was measured.
     """
-    from compress.quantization.precision import choose_precision, fixed_precision
+    from compress.quantization.precision import fixed_precision
     from compress.quantization.search import Goal
 
     if not isinstance(config, FloatLayersConfig) or config.float_layers:
-        return fixed_precision(model, quantized, float_layers_of(config)), None
+        return Decision(fixed_precision(model, quantized, float_layers_of(config)))
     if config.budget_pp is not None:
         split = _validation(config.samples, workspace)
         goal, labels = Goal(budget_pp=config.budget_pp), split.labels
@@ -114,7 +151,82 @@ def decide(
         for start in range(0, len(split), BATCH_SIZE):
             yield network_input(split.images[start : start + BATCH_SIZE])
 
-    return choose_precision(model, quantized, goal, batches, labels, settings=settings), split
+    feed = {quantized.unsigned.graph.input[0].name: network_input(split.images[:1])}
+    decision = choose(model, quantized, goal, batches, labels, settings, config.minimize, feed)
+    return replace(decision, split=split)
+
+
+def choose(
+    model: "onnx.ModelProto",
+    quantized: "Quantized",
+    goal: "Goal",
+    batches: "Batches",
+    labels: "NDArray[np.integer] | None",
+    settings: "QuantizeSettings",
+    minimize: Minimize,
+    feed: "Mapping[str, NDArray[Any]]",
+    *,
+    fixed_batch: int | None = None,
+) -> Decision:
+    """Search for the layers that stay in float, and time the candidates where latency is what is kept small.
+
+    `feed` is what one timed call is given; the other arguments are those of `choose_precision`.
+    """
+    from compress.measure.candidates import median_ratio, time_together
+    from compress.quantization.precision import Cost, choose_precision
+
+    def compare(candidate: "onnx.ModelProto", best: "onnx.ModelProto") -> tuple[float, bool]:
+        graphs = {"all_int8": quantized.unsigned, "candidate": candidate, "best": best}
+        taken = time_together(graphs, feed, threads=THREADS)
+        ratio = median_ratio(taken["candidate"], taken["all_int8"]).ratio
+        return ratio, median_ratio(taken["candidate"], taken["best"]).faster
+
+    cost = None if minimize == "work" else Cost(LATENCY, compare)
+    choice = choose_precision(
+        model, quantized, goal, batches, labels, settings=settings, cost=cost, fixed_batch=fixed_batch
+    )
+    return Decision(choice, latency=_confirmed(choice, model, quantized, settings, feed) if cost else None)
+
+
+def _confirmed(
+    choice: "PrecisionChoice",
+    model: "onnx.ModelProto",
+    quantized: "Quantized",
+    settings: "QuantizeSettings",
+    feed: "Mapping[str, NDArray[Any]]",
+) -> dict[str, Any]:
+    """Measure once more, and longer, what was chosen: the least of several noisy figures is too low."""
+    from compress.measure.candidates import SECONDS, TOLERANCE, median_ratio, time_together
+    from compress.quantization.sensitivity import MixedGraphs
+
+    mixed = MixedGraphs(model, quantized, settings)
+    graphs = {
+        "all_int8": quantized.unsigned,
+        "chosen": choice.quantized.unsigned,
+        "least_work": mixed.unsigned(mixed.signed(choice.least_work)),
+        "float": mixed.float_graph,
+    }
+    taken = time_together(graphs, feed, threads=THREADS, seconds=CONFIRMING * SECONDS)
+    base = taken.pop("all_int8")
+    return {
+        "cpu": cpu(),
+        "threads": THREADS,
+        "batch": len(next(iter(feed.values()))),
+        "tolerance": TOLERANCE,
+        "least_work_layers": list(choice.least_work),
+        **{name: median_ratio(samples, base).as_json() for name, samples in taken.items()},
+    }
+
+
+def latency_text(latency: "Mapping[str, Any]") -> str:
+    """What was timed, in words; `latency` is that of `precision.json`."""
+    chosen = latency["chosen"]
+    within = "" if None in (chosen["low"], chosen["high"]) else f" ({chosen['low']:.2f} to {chosen['high']:.2f})"
+    return (
+        f"{chosen['ratio']:.2f}{within} of the all-int8 file's; with the least work in float "
+        f"{latency['least_work']['ratio']:.2f}, all in float {latency['float']['ratio']:.2f}; "
+        f"batch {latency['batch']}, {latency['threads']} thread, {latency['cpu']}"
+    )
 
 
 def _validation(samples: int, workspace: Workspace) -> "Split":
@@ -127,8 +239,9 @@ def _validation(samples: int, workspace: Workspace) -> "Split":
     return subset(everything, few, dataset.classes, "precision.samples")
 
 
-def recorded(choice: "PrecisionChoice", split: "Split | None") -> Precision | None:
+def recorded(decision: Decision) -> Precision | None:
     """What the manifest says of a choice; None where everything that can be is int8."""
+    choice, split = decision.choice, decision.split
     if choice.mode == "int8":
         return None
     score = None if choice.reached is None else choice.reached.score
@@ -140,11 +253,13 @@ def recorded(choice: "PrecisionChoice", split: "Split | None") -> Precision | No
         sqnr_db=None if score is None else round(score.sqnr_db, 2),
         split=None if split is None else split.name,
         n=None if split is None else len(split),
+        latency_to_int8=None if decision.latency is None else decision.latency["chosen"]["ratio"],
     )
 
 
-def measured(choice: "PrecisionChoice", split: "Split | None") -> list[Metric]:
-    """Figures of a choice: the share of work in int8, and what was lost where that was measured."""
+def measured(decision: Decision) -> list[Metric]:
+    """Figures of a choice: the share of work in int8, and what was lost and gained where that was measured."""
+    choice, split = decision.choice, decision.split
     metrics = [Metric(name="int8_macs", value=choice.int8_macs, unit="fraction")]
     if choice.reached is not None and split is not None:
         score, n = choice.reached.score, len(split)
@@ -152,4 +267,6 @@ def measured(choice: "PrecisionChoice", split: "Split | None") -> list[Metric]:
         if score.loss_pp is not None:
             lost = round(score.loss_pp, 4)
             metrics.append(Metric(name="top1_loss", value=lost, unit="pp", split=split.name, n=n))
+    if decision.latency is not None:
+        metrics.append(Metric(name="latency_to_int8", value=decision.latency["chosen"]["ratio"], unit="fraction"))
     return metrics

@@ -92,5 +92,12 @@ def test_measurements_depend_on_the_machine() -> None:
     assert {"cpu", "threads", "gpu", "driver"} <= set(measured[0].facts)
 
 
+def test_facts_that_only_some_artifacts_need_are_asked_for_by_config() -> None:
+    sometimes = [name for name, stage in STAGES.items() if stage.facts and not stage.measured]
+    assert sometimes == ["calibrate"]
+    assert not STAGES["calibrate"].needs_facts(STAGES["calibrate"].config())
+    assert STAGES["benchmark"].needs_facts(STAGES["benchmark"].config())
+
+
 def test_what_draws_random_numbers_is_seeded() -> None:
     assert {stage.name for stage in STAGES.values() if stage.seeded} >= {"train", "answers", "distill", "qat"}

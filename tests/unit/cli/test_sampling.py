@@ -46,6 +46,17 @@ def test_fewer_samples_are_evenly_spaced(tmp_path: Path) -> None:
     assert read_samples(path, [IMAGE], wanted=99).count == 10
 
 
+def test_labels_by_name(tmp_path: Path) -> None:
+    for name, given in (("label", None), ("labels", None), ("truth", "truth")):
+        samples = read_samples(save(tmp_path, image=GOOD, **{name: np.arange(10)}), [IMAGE], labels_name=given)
+        assert samples.labels is not None
+        assert samples.labels.tolist() == list(range(10))
+    assert read_samples(save(tmp_path, image=GOOD, truth=np.arange(10)), [IMAGE]).labels is None
+    with pytest.raises(UsageError, match=r"--labels y is not in .*; arrays that are no input: truth") as caught:
+        read_samples(tmp_path / "calib.npz", [IMAGE], labels_name="y")
+    assert caught.value.exit_code == 2
+
+
 def test_a_fixed_batch_gets_whole_batches(tmp_path: Path) -> None:
     assert read_samples(save(tmp_path, image=GOOD), [IMAGE], fixed_batch=4).count == 8
     with pytest.raises(DataError, match="10 samples do not fill one batch of 16"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -10,7 +11,7 @@ from compress.errors import ModelError, UsageError
 from compress.onnx_graph.canonical import canonical_bytes
 from compress.onnx_graph.inspect import summarize
 from compress.onnx_graph.qdq import scales_of
-from compress.quantization.precision import choose_precision, fixed_precision, precision_document
+from compress.quantization.precision import Candidate, Cost, choose_precision, fixed_precision, precision_document
 from compress.quantization.quantize import quantize_onnx
 from compress.quantization.search import Goal
 from compress.quantization.sensitivity import answers
@@ -104,17 +105,59 @@ def test_a_budget_needs_labels(chain, batches):
     assert caught.value.exit_code == 2
 
 
-def test_costs_can_be_measured_by_the_caller(chain, choose):
-    asked = []
+def pairs(model):
+    """How many tensors are quantized in a graph: a price that a float layer beside another one lowers."""
+    return float(sum(node.op_type == "QuantizeLinear" for node in model.graph.node))
 
-    def cost(model):
-        asked.append(model)
-        return float(sum(node.op_type == "Conv" for node in model.graph.node))
 
+def test_a_layer_beside_a_float_one_stays_in_float_where_that_is_cheaper(chain, choose):
+    cost = Cost("pairs", lambda one, best: (pairs(one), pairs(one) < pairs(best)))
+    _, by_work = choose(chain(100), Goal(sqnr_db=20))
     _, choice = choose(chain(100), Goal(sqnr_db=20), cost=cost)
-    assert choice.cost == "given by the caller"
+
+    assert by_work.float_layers == choice.least_work == by_work.least_work == ("c1",)
+    assert by_work.candidates == ()
+    assert choice.cost == "pairs"
+    assert "c1" in choice.float_layers
+    assert len(choice.float_layers) > 1
+    assert 0 < choice.int8_macs < by_work.int8_macs
+    assert pairs(choice.quantized.unsigned) < pairs(by_work.quantized.unsigned)
+    assert choice.reached is not None
+    assert choice.reached.met, "the graph that is kept was judged"
+    taken = [one for one in choice.candidates if one.cheaper]
+    assert taken[-1] == Candidate(choice.float_layers, pairs(choice.quantized.unsigned), cheaper=True)
+    reasons = {layer.name: layer.why for layer in choice.layers if layer.decided == "float"}
+    assert reasons.pop("c1").startswith("were it in int8: ")
+    assert set(reasons.values()) == {
+        "the goal would be met with it in int8, at a higher cost: it stands beside a layer in float"
+    }
+    document = precision_document(choice)
+    assert document["candidates"][0]["cost"] == choice.candidates[0].cost
+    assert "candidates" not in precision_document(by_work)
+
+
+def test_a_cost_that_favours_nothing_changes_nothing(chain, choose):
+    _, by_work = choose(chain(100), Goal(sqnr_db=20))
+    _, choice = choose(chain(100), Goal(sqnr_db=20), cost=Cost("noise", lambda one, best: (0.99, False)))
+    assert choice.float_layers == by_work.float_layers
+    assert canonical_bytes(choice.quantized.unsigned) == canonical_bytes(by_work.quantized.unsigned)
+    assert choice.candidates
+    assert not any(one.cheaper for one in choice.candidates)
+
+
+def test_a_graph_of_one_batch_size(chain, images):
+    model = chain(100)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 16
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 16
+    for tensor in model.graph.initializer:
+        if tensor.name == "shape":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([16, 32]), "shape"))
+    batches = lambda: ({"image": images(16, seed)} for seed in range(6))  # noqa: E731
+    full = quantize_onnx(model, batches(), static_batch=True)
+    labels = answers(model, batches).argmax(axis=1)
+    choice = choose_precision(model, full, Goal(budget_pp=15), batches, labels, fixed_batch=16)
     assert choice.float_layers == ("c1",)
-    assert asked
+    assert choice.samples == 96
 
 
 def test_a_trained_graph_keeps_its_scales(chain, choose, batches):
@@ -124,6 +167,24 @@ def test_a_trained_graph_keeps_its_scales(chain, choose, batches):
     assert choice.quantized.calibrated == 0
     assert choice.quantized.kept == len(choice.quantized.scales) > 0
     assert {scale.source for scale in choice.quantized.scales.values()} == {"qat"}
+
+
+def test_batches_of_one_size_are_ranked_whole(chain, monkeypatch, images):
+    monkeypatch.setattr("compress.quantization.precision.SENSITIVITY_SAMPLES", 50)
+    model = chain(100)
+    seen = []
+
+    def batches():
+        for seed in range(6):
+            seen.append(seed)
+            yield {"image": images(16, seed)}
+
+    full = quantize_onnx(model, batches())
+    labels = answers(model, batches).argmax(axis=1)
+    choice = choose_precision(model, full, Goal(budget_pp=15), batches, labels, fixed_batch=16)
+    lost = [layer.sensitivity.alone.loss_pp for layer in choice.layers if layer.sensitivity]
+    assert all(loss is not None and loss * 48 == pytest.approx(round(loss * 48 / 100) * 100) for loss in lost), "of 48"
+    assert choice.samples == 96
 
 
 def test_many_samples_are_ranked_on_some_of_them(chain, monkeypatch, choose):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from compress.errors import UsageError
-from compress.quantization.search import Goal, search_float_layers
+from compress.quantization.search import Goal, cheapest_choice, search_float_layers
 from compress.quantization.sensitivity import LayerSensitivity, Score, Work
 
 # name -> (SQNR alone in dB, multiply-accumulates)
@@ -14,40 +14,74 @@ MEASURED = [
 WORK = {name: Work("Conv", macs, 7) for name, (_, macs) in LAYERS.items()}
 
 
-def float_work(choice):
-    return float(sum(WORK[name].amount for name in choice))
+BESIDE = {"a": {"b"}, "b": {"a", "c"}, "c": {"b", "d"}, "d": {"c", "e"}, "e": {"d"}}  # a chain
 
 
 @pytest.mark.parametrize("needed", ["a", "b", "c", "d", "e", "ab", "ce", "abcde"])
 def test_what_is_needed_and_nothing_else_stays_in_float(needed):
-    found = search_float_layers(MEASURED, WORK, lambda choice: choice >= set(needed), float_work)
-    assert found == set(needed)
+    found = search_float_layers(MEASURED, WORK, lambda choice: choice >= set(needed))
+    assert found == [set(needed)]
 
 
 def test_nothing_is_left_in_float_where_int8_meets_the_goal():
-    def price(choice):
-        raise AssertionError("nothing to price")
-
-    assert search_float_layers(MEASURED, WORK, lambda choice: True, price) == frozenset()
+    assert search_float_layers(MEASURED, WORK, lambda choice: True) == [frozenset()]
 
 
-def test_of_two_ways_the_cheaper_one_is_taken():
+def test_of_two_ways_the_one_with_less_work_comes_first():
     # either the noisy, dear layer or the two cheap ones would do
     met = lambda choice: "d" in choice or {"b", "c"} <= choice  # noqa: E731
-    assert search_float_layers(MEASURED, WORK, met, float_work) == {"b", "c"}
-
-
-def test_layers_that_would_make_it_dearer_stay_in_float():
-    # int8 beside float costs more than float throughout
-    found = search_float_layers(MEASURED, WORK, lambda choice: "b" in choice, lambda choice: -float(len(choice)))
-    assert found == {"b", "e"}, "giving e back would cost more"
+    assert search_float_layers(MEASURED, WORK, met) == [{"b", "c"}, {"d"}]
 
 
 def test_of_equal_choices_the_first_by_name_is_taken():
     twins = [LayerSensitivity(name, "Conv", 10, Score(20.0, None), Score(0.0, None)) for name in "zyx"]
     work = {name: Work("Conv", 10, 1) for name in "zyx"}
-    found = search_float_layers(twins, work, lambda choice: len(choice) >= 2, lambda choice: float(len(choice)))
-    assert found == {"x", "y"}
+    assert search_float_layers(twins, work, lambda choice: len(choice) >= 2)[0] == {"x", "y"}
+
+
+def cheapest(found, price, met=lambda choice: True):
+    asked = []
+
+    def cheaper(one, other):
+        asked.append((one, other))
+        return price(one) < price(other)
+
+    return cheapest_choice([frozenset(one) for one in found], cheaper, WORK, BESIDE, met), asked
+
+
+def test_a_choice_that_is_clearly_cheaper_is_taken():
+    prices = {frozenset("bc"): 3.0, frozenset("d"): 2.0}
+    chosen, asked = cheapest(["bc", "d"], lambda choice: prices.get(choice, 9.0))
+    assert chosen == {"d"}
+    assert asked[0] == ({"d"}, {"b", "c"})
+
+
+def test_where_nothing_is_clearly_cheaper_the_least_work_stays():
+    chosen, asked = cheapest(["bc", "d"], lambda choice: 1.0)
+    assert chosen == {"b", "c"}
+    assert asked == [({"d"}, {"b", "c"}), ({"a", "b", "c"}, {"b", "c"}), ({"b", "c", "d"}, {"b", "c"})], "neighbours"
+
+
+def test_a_layer_beside_float_ones_joins_them_where_that_is_cheaper():
+    # every pair of neighbours that computes in different types costs one
+    def borders(choice):
+        return sum((one in choice) != (other in choice) for one, others in BESIDE.items() for other in others)
+
+    chosen, _ = cheapest(["d"], borders)
+    assert chosen == {"d", "e"}, "d alone has two borders"
+    chosen, _ = cheapest(["ad"], borders)
+    assert chosen == {"a", "d", "e"}, "one more layer in between would only move a border"
+    chosen, _ = cheapest(["d"], borders, lambda choice: "e" not in choice)
+    assert chosen == {"d"}, "d and e together do not meet the goal"
+
+
+def test_some_work_stays_in_int8():
+    chosen, _ = cheapest(["b"], lambda choice: -len(choice))
+    assert chosen == {"a", "b", "c"}, "d has the last multiply-accumulates"
+
+
+def test_all_int8_that_meets_the_goal_is_compared_with_nothing():
+    assert cheapest([""], lambda choice: -len(choice)) == (frozenset(), [])
 
 
 def test_goals():

@@ -133,3 +133,16 @@ def test_wrong_samples_and_labels(chain, batches):
     assert failed.value.exit_code == 5
     with pytest.raises(ModelError, match="logits is NaN or infinite on 2 samples"):
         answers(model, lambda: [np.full((2, 1, 8, 8), np.inf, np.float32)])
+
+
+def test_neighbours_are_found_through_what_cannot_be_chosen(chain, batches):
+    model = chain()
+    beside = MixedGraphs(model, quantize_onnx(model, batches()), SETTINGS).beside
+    assert beside == {  # Relu stands between the convolutions, Reshape before the Gemm
+        "c0": {"c1"}, "c1": {"c0", "c2"}, "c2": {"c1", "p0"}, "p0": {"c2", "logits"}, "logits": {"p0"},
+    }  # fmt: skip
+
+
+def test_samples_by_input(chain, batches):
+    named = lambda: ({"image": batch} for batch in batches())  # noqa: E731
+    np.testing.assert_array_equal(answers(chain(), named), answers(chain(), batches))

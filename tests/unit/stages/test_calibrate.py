@@ -11,6 +11,7 @@ from compress.artifacts.fingerprint import FileHashes
 from compress.artifacts.manifest import Kind
 from compress.artifacts.store import Store
 from compress.pipeline.keys import Keys
+from compress.pipeline.machine import FACTS
 from compress.pipeline.recipe import load_recipe
 from compress.stages import CATALOGUE, STAGES
 from compress.stages.calibrate import CalibrateConfig, CalibrateInputs
@@ -59,6 +60,16 @@ def test_the_key_depends_on_the_weights_and_on_the_percentile(key_document):
     assert key_document(weights="others") != key_document()
     one, other = (key_document("int8.method=percentile", f"int8.percentile={value}") for value in (99, 99.9))
     assert one != other
+
+
+def test_only_latency_ties_the_key_to_the_machine(key_document, monkeypatch):
+    by_work, by_latency = "int8.precision={budget_pp: 0.5}", "int8.precision={budget_pp: 0.5, minimize: latency}"
+    here = {override: key_document(override) for override in (by_work, by_latency)}
+    assert here[by_work]["facts"] == key_document()["facts"] == {}
+    assert set(here[by_latency]["facts"]) == {"cpu"}
+    monkeypatch.setitem(FACTS, "cpu", lambda: "another one")
+    assert key_document(by_work) == here[by_work]
+    assert key_document(by_latency)["facts"] == {"cpu": "another one"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A small network of four layers, one of which int8 serves badly."""
+"""A small network of four layers, one of which int8 serves badly; what several folders try their parts on."""
 
 from __future__ import annotations
 
