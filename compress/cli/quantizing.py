@@ -155,9 +155,7 @@ def quantize_file(path: Path, settings: QuantizeSettings, options: QuantizeOptio
         before = OnnxRuntimeSession.load(path, threads=resolve_threads("auto"), optimized=plain)
         size = fixed_batch(before.inputs)
         read = partial(read_samples, inputs=before.inputs, value_range=value_range, fixed_batch=size)
-        samples = judged = read(
-            options.data, wanted=options.samples, labels_name=None if apart else options.labels
-        )
+        samples = judged = read(options.data, wanted=options.samples, labels_name=None if apart else options.labels)
     with _naming(path, judged_on):
         if apart:
             judged = read(judged_on, labels_name=options.labels)
