@@ -130,12 +130,10 @@ def fit(
             f"got {len(train)} training and {len(validation)} validation images, expected at least 2 and 1",
             hint="take more samples",
         )
+    history, seconds, weights, best = list[Record](), list[float](), dict[str, Tensor](), (-1.0, 0.0, 0)
     with cpu_threads(settings.threads):
         torch.manual_seed(settings.seed)
         run = _Run(module, objective, train, settings)
-        history, seconds = [], []
-        best: tuple[float, float, int] = (-1.0, 0.0, 0)
-        weights: dict[str, Tensor] = {}
         with progress("training", settings.epochs * run.steps_per_epoch, "steps") as bar:
             for epoch in range(1, settings.epochs + 1):
                 started = time.perf_counter()
