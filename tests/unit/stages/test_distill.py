@@ -73,7 +73,7 @@ def test_losses_of_logits_look_answers_up_and_take_several_teachers(execute, tea
     other = execute(STAGES["train"], "other", model=STUDENT, **QUICK)
     student = distil(execute, "student", teacher, other, losses=[{"loss": "dist"}], combine="confidence", epochs=2)
     assert "computed once and reused" in student.manifest.notes[0]
-    assert student.manifest.notes[0].endswith("(2 teachers)")
+    assert "(2 teachers)" in student.manifest.notes[0]
 
 
 @pytest.mark.parametrize(
