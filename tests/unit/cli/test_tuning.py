@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from compress.cli.tuning import TuneOptions, tune_recipe
-from compress.errors import CompressError, RecipeError
+from compress.errors import CompressError, RecipeError, UsageError
 from compress.pipeline.recipe import load_recipe
 from compress.stages import CATALOGUE
 
@@ -257,3 +257,26 @@ def test_optuna_that_is_not_installed(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 7, done.stderr
     assert "pip install" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_study_of_other_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = tmp_path / "nets.py"
+    code.write_text(
+        "import torch\n\n\n"
+        "def build(width):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.Linear(width, 10))\n"
+    )
+    text = (STEPS + STUDENT).replace(
+        "model: {name: mlp, widths: [16]}", 'model: {name: "nets:build", kwargs: {width: 4}}'
+    )
+    text = text.replace("    student.model.widths: {choices: [[8], [16], [32]]}\n", "").replace(
+        "trials: 20", "trials: 1"
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    tune_recipe(path, tmp_path / "store", options())
+    code.write_text(code.read_text() + "# another network, for all that a digest knows\n")
+    with pytest.raises(UsageError, match=r"is of another recipe: sources\.nets\.py") as caught:
+        tune_recipe(path, tmp_path / "store", options())
+    assert caught.value.exit_code == 2

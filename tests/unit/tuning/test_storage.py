@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from compress.errors import ArtifactError, TryAgainError, UnavailableError, UsageError
 from compress.tuning.storage import open_place
@@ -100,3 +102,19 @@ def test_one_journal_holds_several_studies(studio, tmp_path):
     *_, other = studio.open(name="other")
     assert [trial.state.name for trial in other.get_trials()] == ["WAITING"]
     assert len(studio.trials()) == 6
+
+
+def test_a_full_disk_while_a_study_goes_on(studio, toy, monkeypatch):
+    write = JournalFileBackend.append_logs
+
+    def full(self, logs):
+        if toy.RAN.count("student") == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, logs)
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    with pytest.raises(TryAgainError, match="the disk is full") as caught:
+        studio.work()
+    assert caught.value.exit_code == 75
+    monkeypatch.undo()
+    assert sum(trial.objectives != {} for trial in studio.work()) == 6, "there is room again, and it goes on"
