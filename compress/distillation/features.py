@@ -191,6 +191,8 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _embeddings(student: Tensor, teacher: Tensor, fewest: int) -> tuple[Tensor, Tensor]:
     """Both sides as (batch, values), float32."""
+    if min(student.ndim, teacher.ndim) < 2:
+        raise ValueError(f"expected values for each sample, (batch, ...), got {_shapes(student, teacher)}")
     if len(student) != len(teacher) or len(student) < fewest:
         raise ValueError(f"expected the same {fewest} or more samples, got {len(student)} and {len(teacher)}")
     return student.float().flatten(1), teacher.detach().float().flatten(1)

@@ -170,6 +170,24 @@ def logits_from_teachers(logits: Tensor, temperature: float, weights: Tensor | N
     return temperature * torch.logsumexp(log_probabilities + weights.log().unsqueeze(2), dim=0)
 
 
+def mean_logits(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Merge several teachers into the weighted mean of their logits, for a loss that compares logits as they are.
+
+    Args:
+        logits: (teachers, batch, classes), float.
+        weights: (teachers, batch), >= 0, each column adds up to 1; None weighs all teachers alike.
+
+    Returns:
+        (batch, classes), float32.
+
+    Raises:
+        ValueError: not three axes.
+    """
+    if logits.ndim != 3:
+        raise ValueError(f"expected (teachers, batch, classes), got {tuple(logits.shape)}")
+    return logits.float().mean(dim=0) if weights is None else (weights.unsqueeze(2) * logits.float()).sum(dim=0)
+
+
 def confidence_weights(logits: Tensor, labels: Tensor) -> Tensor:
     """How much each of several teachers is listened to, sample by sample.
 

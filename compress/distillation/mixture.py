@@ -25,6 +25,7 @@ from compress.distillation.losses import (
     hard_loss,
     logits_from_teachers,
     logits_mse_loss,
+    mean_logits,
     soft_target_loss,
 )
 from compress.distillation.taps import Adapter, Taps, features_of
@@ -193,7 +194,12 @@ class Mixture(nn.Module):
         if term.loss in LOGIT_LOSSES:
             assert teachers is not None, "somebody has to teach"
             weights = confidence_weights(teachers, labels) if self.combine == "confidence" else None
-            teacher = logits_from_teachers(teachers, options.get("temperature", 1.0), weights)
+            softened = "temperature" in options
+            teacher = (
+                logits_from_teachers(teachers, options["temperature"], weights)
+                if softened
+                else mean_logits(teachers, weights)
+            )
             given = (labels,) if term.loss in WITH_LABELS else ()
             return LOGIT_LOSSES[term.loss](logits, teacher, *given, **options)
         assert self._taps is not None, "features are tapped first"

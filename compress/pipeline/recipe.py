@@ -98,6 +98,8 @@ def _read_recipe(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> 
     steps = read_steps(tree, catalogue.stages, TOP_LEVEL)
     data = _data(tree, catalogue, steps)
     gates = validate(catalogue.gates, tree.mapping.get("gates") or {}, ("gates",), tree)
+    if fully_wired(tree, steps):
+        _check_steps(tree, steps)
     if gates is not None and fully_wired(tree, steps):
         for key, wrong in catalogue.check_gates(gates, steps):
             place = ("gates", key) if key else ("gates",)
@@ -154,6 +156,16 @@ def _data(tree: Tree, catalogue: Catalogue, steps: Sequence[Step]) -> Any:
     if readers:
         tree.problems.append(f"{tree.origin(())}: missing key 'data', which step {readers[0]!r} reads")
     return None
+
+
+def _check_steps(tree: Tree, steps: Sequence[Step]) -> None:
+    """Add what stages have against the settings of their steps, given what fills their roles."""
+    output = {step.name: step.stage.output for step in steps}
+    for step in steps:
+        kinds = {role: [output[name] for name in names] for role, names in step.roles.items()}
+        for wrong in step.stage.check(step.config, kinds):
+            place = ("steps", step.name)
+            tree.problems.append(f"{tree.origin(place)}: {dotted(place)}: {wrong}")
 
 
 def _tune(tree: Tree, steps: Sequence[Step]) -> TuneConfig | None:

@@ -13,6 +13,7 @@ from compress.artifacts.manifest import Artifact, Metric, Quantization, Record, 
 from compress.artifacts.store import Store
 
 Metrics = Sequence[Metric]
+Kinds = Mapping[str, Sequence[type[Artifact]]]  # filled role -> the kinds of its artifacts
 
 
 class StageConfig(BaseModel):
@@ -73,6 +74,10 @@ def _always(config: Any) -> bool:
     return True
 
 
+def _nothing_wrong(config: Any, roles: Kinds) -> Sequence[str]:
+    return ()
+
+
 def _no_sources(config: Any, base: Path) -> Sequence[Path]:
     return ()
 
@@ -101,6 +106,8 @@ class Stage(Generic[Config, Inputs]):
     measured: bool = False  # every execution is a new revision of the artifact
     resolve: Callable[[Config], Config] = _same  # replaces `auto` by what it becomes here
     sources: Callable[[Config, Path], Sequence[Path]] = _no_sources  # files outside the data that shape the result
+    # sentences about settings and roles that contradict each other, said when the recipe is read
+    check: Callable[[Config, Kinds], Sequence[str]] = _nothing_wrong
     # finds an artifact of an earlier run that the step stands for; its content is in the key, its kind is `output`
     earlier: Callable[[Config, Store], Artifact] | None = None
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from compress.artifacts.manifest import Checkpoint, Metric, TeacherOutputs, Tensor
+from compress.artifacts.manifest import Checkpoint, Metric, OnnxModel, TeacherOutputs, Tensor
 from compress.pipeline.stage import Metrics, Stage, Workspace
-from compress.stages.fitting import LIBRARIES, augmentation_of, load_teachers
+from compress.stages.fitting import LIBRARIES, augmentation_of, check_shift, load_teachers
 from compress.stages.training_config import ViewingConfig, resolve_training
 
 SECONDS_PER_IMAGE = "seconds_per_image"
@@ -28,7 +28,7 @@ class AnswersConfig(ViewingConfig):
 class AnswersInputs:
     """Who answers."""
 
-    teacher: tuple[Checkpoint, ...]
+    teacher: tuple[Checkpoint | OnnxModel, ...]
 
 
 def run(config: AnswersConfig, inputs: AnswersInputs, workspace: Workspace) -> Metrics:
@@ -38,8 +38,10 @@ def run(config: AnswersConfig, inputs: AnswersInputs, workspace: Workspace) -> M
     from compress.training.answers import LOGITS, AnswersDescription, images_digest, write_answers
 
     whole = load_dataset(workspace.data, workspace.base)
+    check_shift(config, whole, workspace.step)
     data = hide_labels(whole, "none", f"steps.{workspace.step}", unlabelled=True)  # no answer depends on a label
-    teachers = load_teachers(inputs.teacher, data, workspace)
+    assert isinstance(config.threads, int), "the stage's resolve replaces auto"
+    teachers = load_teachers(inputs.teacher, data, workspace, config.threads)
     description = AnswersDescription(
         teachers=tuple(teacher.manifest.digest for teacher in inputs.teacher),
         classes=data.classes,
@@ -47,7 +49,6 @@ def run(config: AnswersConfig, inputs: AnswersInputs, workspace: Workspace) -> M
         samples=len(data.train),
         augmentation=augmentation_of(config, workspace.seed),
     )
-    assert isinstance(config.threads, int), "the stage's resolve replaces auto"
     seconds = write_answers(
         workspace.path,
         [one.module for one in teachers],
@@ -76,7 +77,7 @@ ANSWERS = Stage(
     config=AnswersConfig,
     inputs=AnswersInputs,
     output=TeacherOutputs,
-    libraries=LIBRARIES,
+    libraries=(*LIBRARIES, "onnxruntime"),
     run=run,
     splits=("train", "unlabelled"),
     seeded=True,

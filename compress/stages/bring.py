@@ -75,6 +75,8 @@ def run(config: BringConfig, inputs: BringInputs, workspace: Workspace) -> Metri
         where=str(source),
     )
     save_onnx(_prepared(model, workspace), path)
+    if config.classes is None:
+        workspace.notes.append("which class each logit stands for was not checked: `classes` are not given")
     validation = data.validation.take(np.arange(min(CHECKED_IMAGES, len(data.validation))))
     logits = _answers(path, network_input(validation.images), source)
     _check_logits(logits, len(data.classes), source)

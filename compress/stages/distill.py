@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from compress.artifacts.manifest import Checkpoint, OnnxModel, TeacherOutputs
-from compress.errors import ModelError, UsageError
+from compress.errors import ModelError
 from compress.models.config import ModelConfig
-from compress.pipeline.stage import Metrics, Stage, Workspace
+from compress.pipeline.stage import Kinds, Metrics, Stage, Workspace
 from compress.stages.fitting import (
     LIBRARIES,
     Teacher,
@@ -22,8 +22,8 @@ from compress.stages.fitting import (
     network_of,
     write_checkpoint,
 )
-from compress.stages.init_config import InitConfig, source_of_layers, take_layers
-from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of
+from compress.stages.init_config import InitConfig, source_of_layers, take_layers, wrong_source
+from compress.stages.loss_config import FeatureConfig, MixtureConfig, largest, mixture_of, wrong_teachers
 from compress.stages.teaching import report_teaching, teaching_from
 from compress.stages.training_config import DistillationConfig, resolve_training
 
@@ -80,6 +80,11 @@ def source_files(config: DistillConfig, base: Path) -> Sequence[Path]:
     from compress.models import catalogue
 
     return catalogue.source_files(config.model, base)
+
+
+def check(config: DistillConfig, roles: Kinds) -> list[str]:
+    """What losses and `init` have against the steps that are named."""
+    return wrong_teachers(config, roles) + (wrong_source(config.init, roles) if config.init else [])
 
 
 def _network(description: "CheckpointDescription") -> str:
@@ -162,24 +167,12 @@ def _objective(
         return distillation_objective(
             teaching, config.temperature, config.kd_weight, config.label_smoothing, config.combine
         )
-    _refuse_taps_of_files(config, teachers)
     student, networks = network_of(module), [network_of(one.module) for one in teachers]
     mixture = mixture_of(config, config.label_smoothing, student, networks)
     if mixture.pairs:
         smallest = min(EXAMPLES, config.batch_size, len(data.train))
         mixture.tap(student, networks[0], torch.zeros(smallest, *data.image_shape))
     return MixtureObjective(mixture, teaching)
-
-
-def _refuse_taps_of_files(config: DistillConfig, teachers: Sequence[Teacher]) -> None:
-    tapped = [one.loss for one in config.losses if isinstance(one, FeatureConfig)]
-    files = [one.step for one in teachers if one.loaded is None]
-    if tapped and files:
-        raise UsageError(
-            f"`{tapped[0]}` compares layers, and the teacher of step {files[0]!r} is an ONNX file, whose layers cannot"
-            " be tapped",
-            hint="name a checkpoint as teacher, or use losses of logits: kd, dkd, logits_mse, dist",
-        )
 
 
 DISTILL = Stage(
@@ -194,4 +187,5 @@ DISTILL = Stage(
     seeded=True,
     resolve=resolve_training,
     sources=source_files,
+    check=check,
 )

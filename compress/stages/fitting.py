@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.manifest import Checkpoint, Metric, OnnxModel
-from compress.errors import ModelError
+from compress.errors import ModelError, UsageError
 from compress.models.config import ModelConfig
 from compress.pipeline.keys import name_sources
 from compress.pipeline.stage import Workspace
@@ -71,6 +71,7 @@ def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool,
 
     Raises:
         DataError: the data cannot be read, or have too few images for so many labels.
+        UsageError: images would be shifted out of sight.
     """
     from dataclasses import replace
 
@@ -79,6 +80,7 @@ def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool,
     from compress.data.split import HIDDEN
 
     whole = load_dataset(workspace.data, workspace.base)
+    check_shift(config, whole, workspace.step)
     data = hide_labels(whole, config.labels, f"steps.{workspace.step}.labels", unlabelled=taught and unlabelled)
     labelled = int((data.train.labels != HIDDEN).sum())
     if labelled < len(data.train):
@@ -86,6 +88,20 @@ def learning_data(config: TrainingConfig, workspace: Workspace, *, taught: bool,
     if config.labels != "all":
         workspace.notes.append("the last epoch is kept; validation labels gave its top-1, and chose nothing")
     return data if taught else replace(data, train=labelled_alone(data.train))
+
+
+def check_shift(config: ViewingConfig, data: "Dataset", step: str) -> None:
+    """Refuse shifts as large as an image.
+
+    Raises:
+        UsageError: names the step, and how large they may be.
+    """
+    side = min(data.image_shape[1:])
+    if config.shift_px >= side:
+        raise UsageError(
+            f"steps.{step}.shift_px is {config.shift_px}, expected less than the images' {side} pixels",
+            hint=f"--set steps.{step}.shift_px={max(1, side // 8)}",
+        )
 
 
 def describe_network(

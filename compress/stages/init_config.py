@@ -1,11 +1,11 @@
 """`init` of a `distill` step: layers that the student takes over from its teacher or from another student."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from compress.errors import UsageError
-from compress.pipeline.stage import StageConfig
+from compress.artifacts.manifest import OnnxModel
+from compress.pipeline.stage import Kinds, StageConfig
 from compress.stages.fitting import Teacher, network_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,11 @@ class InitConfig(StageConfig):
     model_config = ConfigDict(serialize_by_alias=True)
 
     source: Literal["teacher", "student"] = Field(alias="from", description="the role whose step has the layers")
-    layers: str | tuple[str, ...] | dict[str, str] = Field(
+    layers: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[tuple[str, ...], Field(min_length=1)]
+        | Annotated[dict[str, str], Field(min_length=1)]
+    ) = Field(
         description="name, pattern (blocks.*) or list of them, for modules of that name in both networks; or module of"
         " the student: module of the source"
     )
@@ -34,33 +38,29 @@ class InitConfig(StageConfig):
         return {name: name for name in names}
 
 
-def source_of_layers(init: InitConfig, teachers: list[Teacher], student: "Loaded | None") -> "Loaded":
-    """The checkpoint whose layers are taken.
-
-    Raises:
-        UsageError: no single checkpoint has the role, or a `student:` would give all weights already.
-    """
+def wrong_source(init: InitConfig, roles: Kinds) -> list[str]:
+    """Why no single checkpoint is the one whose layers are taken."""
+    teachers, student = roles["teacher"], "student" in roles
     if init.source == "student":
-        if student is None:
-            raise UsageError("init takes layers from the student, but no step is named as `student:`")
-        return student
-    if student is not None:
-        raise UsageError(
-            "init takes layers from the teacher, and `student:` gives all weights already",
-            hint="leave one of the two out, or take layers with `from: student`",
-        )
-    if len(teachers) != 1:
-        named = ", ".join(one.step for one in teachers)
-        raise UsageError(
-            f"init takes layers from one teacher, but {len(teachers)} are named: {named}",
-            hint="name the step that has the layers as `student:`, with `from: student`",
-        )
-    if teachers[0].loaded is None:
-        raise UsageError(
-            f"init takes layers from the teacher, and that of step {teachers[0].step!r} is an ONNX file without any",
-            hint="name a checkpoint as `student:`, with `from: student`",
-        )
-    return teachers[0].loaded
+        return [] if student else ["init takes layers from the student, but no step is named as `student:`"]
+    other = "name the step that has the layers as `student:`, with `from: student`"
+    if student:
+        return [
+            "init takes layers from the teacher, and `student:` gives all weights already: leave one of the two out, or"
+            " take layers with `from: student`"
+        ]
+    if len(teachers) > 1:
+        return [f"init takes layers from one teacher, but {len(teachers)} are named: {other}"]
+    if issubclass(teachers[0], OnnxModel):
+        return [f"init takes layers from the teacher, which is an ONNX file without any: {other}"]
+    return []
+
+
+def source_of_layers(init: InitConfig, teachers: list[Teacher], student: "Loaded | None") -> "Loaded":
+    """The checkpoint whose layers are taken; `wrong_source` has nothing against it."""
+    source = student if init.source == "student" else teachers[0].loaded
+    assert source is not None, "the recipe was checked"
+    return source
 
 
 def take_layers(init: InitConfig, student: "nn.Module", source: "Loaded") -> str:

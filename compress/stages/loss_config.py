@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from compress.pipeline.stage import StageConfig
+from compress.artifacts.manifest import OnnxModel
+from compress.pipeline.stage import Kinds, StageConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,16 +17,16 @@ if TYPE_CHECKING:
 class NotNegativeSchedule(StageConfig):
     """A number >= 0 that changes over the steps of the training."""
 
-    start: float = Field(ge=0, description="at the first step")
-    end: float = Field(ge=0, description="when all steps are taken")
+    start: float = Field(ge=0, allow_inf_nan=False, description="at the first step")
+    end: float = Field(ge=0, allow_inf_nan=False, description="when all steps are taken")
     shape: Literal["linear", "cosine"] = Field(default="linear", description="the way there")
 
 
 class PositiveSchedule(NotNegativeSchedule):
     """A number > 0 that changes over the steps of the training."""
 
-    start: float = Field(gt=0, description="at the first step")
-    end: float = Field(gt=0, description="when all steps are taken")
+    start: float = Field(gt=0, allow_inf_nan=False, description="at the first step")
+    end: float = Field(gt=0, allow_inf_nan=False, description="when all steps are taken")
 
 
 def _tag(value: Any) -> str:
@@ -33,11 +34,13 @@ def _tag(value: Any) -> str:
 
 
 Weight = Annotated[
-    Annotated[Annotated[float, Field(ge=0)], Tag("number")] | Annotated[NotNegativeSchedule, Tag("schedule")],
+    Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)], Tag("number")]
+    | Annotated[NotNegativeSchedule, Tag("schedule")],
     Discriminator(_tag),
 ]
 Temperature = Annotated[
-    Annotated[Annotated[float, Field(gt=0)], Tag("number")] | Annotated[PositiveSchedule, Tag("schedule")],
+    Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)], Tag("number")]
+    | Annotated[PositiveSchedule, Tag("schedule")],
     Discriminator(_tag),
 ]
 
@@ -119,6 +122,23 @@ class MixtureConfig(StageConfig):
         return self
 
 
+def wrong_teachers(config: MixtureConfig, roles: Kinds) -> list[str]:
+    """What these losses have against the teachers that are named, or against answers that were stored."""
+    teachers, wrong = roles["teacher"], list[str]()
+    for loss in dict.fromkeys(one.loss for one in config.losses if isinstance(one, FeatureConfig)):
+        layers = f"`{loss}` compares layers with those of"
+        instead = "or use losses of logits: kd, dkd, logits_mse, dist"
+        if "answers" in roles:
+            wrong.append(f"{layers} a teacher that runs, and `answers` are stored logits: leave them out, {instead}")
+        if len(teachers) > 1:
+            wrong.append(f"{layers} one teacher, but {len(teachers)} are named: name one, {instead}")
+        elif issubclass(teachers[0], OnnxModel):
+            wrong.append(f"{layers} its teacher, an ONNX file, which has none to tap: name a checkpoint, {instead}")
+    if config.combine != "mean" and len(teachers) == 1:
+        wrong.append(f"combine is {config.combine}, which weighs several teachers, but one is named: leave it out")
+    return wrong
+
+
 def largest(number: "float | NotNegativeSchedule") -> float:
     """The number, or the largest one of its schedule."""
     return max(number.start, number.end) if isinstance(number, NotNegativeSchedule) else number
@@ -136,11 +156,10 @@ def mixture_of(
         teachers: the one whose modules they name; several where nothing is tapped.
 
     Raises:
-        UsageError: a module that is not there, patterns that do not pair, or taps with several teachers.
+        UsageError: a module that is not there, or patterns that do not pair.
     """
     from compress.distillation.mixture import Mixture, Term
     from compress.distillation.taps import pairs_named
-    from compress.errors import UsageError
 
     terms: list[Term] = []
     for one in config.losses:
@@ -148,14 +167,7 @@ def mixture_of(
         options = {name: number_of(getattr(one, name)) for name in given}
         if one.loss == "hard":
             options["label_smoothing"] = label_smoothing
-        pairs: list[tuple[str, str]] = []
-        if isinstance(one, FeatureConfig):
-            if len(teachers) != 1:
-                raise UsageError(
-                    f"`{one.loss}` compares layers with those of one teacher, but {len(teachers)} are named.",
-                    hint="Name one teacher, or use losses of logits.",
-                )
-            pairs = pairs_named(student, teachers[0], one.taps)
+        pairs = pairs_named(student, teachers[0], one.taps) if isinstance(one, FeatureConfig) else []
         terms.append(Term(one.loss, number_of(one.weight), options, tuple(pairs)))
     return Mixture(terms, config.combine)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from compress.artifacts.manifest import Checkpoint, OnnxModel, Quantization, TeacherOutputs
-from compress.errors import ModelError, UsageError
-from compress.pipeline.stage import Metrics, Stage, Workspace
+from compress.errors import ModelError
+from compress.pipeline.stage import Kinds, Metrics, Stage, Workspace
 from compress.quantization.scheme import QUANTIZER_VERSION
 from compress.stages.fitting import (
     LIBRARIES,
@@ -40,6 +40,21 @@ class QatInputs:
     answers: TeacherOutputs | None = None
 
 
+def check(config: QatConfig, roles: Kinds) -> list[str]:
+    """What lacks a teacher that is not named."""
+    if "teacher" in roles:
+        return []
+    wrong: list[str] = []
+    if "answers" in roles:
+        wrong.append("`answers` are those of a teacher, and none is named: name the step that made it as `teacher:`")
+    if config.labels == "none":
+        wrong.append(
+            "labels is none and no teacher is named, so there is nothing to learn from: name a step as `teacher:`, or"
+            " give `labels` a number"
+        )
+    return wrong
+
+
 def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     """Insert fake-quant, fit, save the graph's weights with the scheme that rebuilds it."""
     import torch
@@ -48,16 +63,6 @@ def run(config: QatConfig, inputs: QatInputs, workspace: Workspace) -> Metrics:
     from compress.training.checkpoint import load_checkpoint
     from compress.training.objectives import distillation_objective, hard_objective
 
-    if inputs.answers and not inputs.teacher:
-        raise UsageError(
-            f"step {inputs.answers.step!r} has a teacher's answers, but no teacher is named",
-            hint="name the step that made the teacher as `teacher:`",
-        )
-    if config.labels == "none" and not inputs.teacher:
-        raise UsageError(
-            "labels is none and no teacher is named: there is nothing to learn from",
-            hint="name a step as `teacher:`, or give `labels` a number",
-        )
     data = learning_data(config, workspace, taught=inputs.teacher is not None)
     student = load_checkpoint(inputs.student.path, workspace.base)
     check_fits(student.description, data, f"step {inputs.student.step!r}")
@@ -92,4 +97,5 @@ QAT = Stage(
     splits=("train", "validation", "unlabelled"),
     seeded=True,
     resolve=resolve_training,
+    check=check,
 )

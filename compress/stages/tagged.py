@@ -12,6 +12,8 @@ from compress.artifacts.store import Store
 from compress.errors import UsageError
 from compress.pipeline.stage import Metrics, Stage, StageConfig, Workspace
 
+MAKERS = ("train", "distill", "qat", "tagged")  # stages that make checkpoints
+
 
 class TaggedConfig(StageConfig):
     """Which run, and which of its steps."""
@@ -60,8 +62,9 @@ def find_checkpoint(config: TaggedConfig, store: Store) -> Artifact:
 
 
 def _checkpoints(record: RunRecord, store: Store) -> dict[str, Artifact]:
-    made = {step.name: store.artifact_of(step) for step in record.steps if step.path is not None}
-    return {name: artifact for name, artifact in made.items() if isinstance(artifact, Checkpoint)}
+    # what other stages made is not even read: it may be damaged, or gone, without harm to this
+    makers = [step for step in record.steps if step.path is not None and step.stage in MAKERS]
+    return {step.name: store.artifact_of(step) for step in makers}
 
 
 def _listed(found: dict[str, Artifact]) -> str:

@@ -35,7 +35,8 @@ def teaching_from(
         answers: what it names, if anything.
         data: that it learns from.
         workspace: seed and folder of the recipe.
-        live_because: why teachers must run for every batch, as the end of a sentence; empty if nothing asks for it.
+        live_because: why teachers must run for every batch, as the end of a sentence; empty if nothing asks for it, as
+            always where answers are named.
 
     Returns:
         Where logits come from; the settings of the training, whose augmentation is that of the answers; and the
@@ -44,7 +45,7 @@ def teaching_from(
     Raises:
         ModelError: a teacher does not fit the data, or the answers are other teachers'.
         DataError: the answers are to other images.
-        UsageError: the step names another augmentation than the answers have, or needs teachers that run.
+        UsageError: the step names another augmentation than the answers have.
     """
     from compress.training.answers import load_answers
     from compress.training.teacher import StoredLogits, TeacherLogits
@@ -54,11 +55,6 @@ def teaching_from(
         loaded = load_teachers(teachers, data, workspace, settings.threads)
         modules = [one.module for one in loaded]
         return TeacherLogits(modules, settings, data.train, live_because=live_because), settings, loaded
-    if live_because:
-        raise UsageError(
-            f"step {answers.step!r} has stored answers, but teachers must run here: {live_because}",
-            hint="leave `answers:` out",
-        )
     found = load_answers(answers.path)
     _check_teachers(found.description, teachers, answers)
     _check_images(found.description, data, answers)

@@ -47,7 +47,7 @@ class TrainingConfig(ViewingConfig):
         default=(), description="schedule step: epochs after which the learning rate falls to a tenth, ascending"
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the label spread over all classes")
-    labels: Annotated[int, Field(ge=1)] | Literal["all", "none"] = Field(
+    labels: Annotated[int, Field(ge=1, strict=True)] | Literal["all", "none"] = Field(
         default="all",
         description="how many training labels may be read, balanced over the classes; all others are hidden, and the"
         " last epoch is kept, because choosing one would read labels too",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compress.data.loader import Batch
 from compress.distillation.mixture import Mixture, Number, Schedule, Term
 from compress.training.objectives import MixtureObjective
+from compress.training.teacher import logits_of, placed
 
 
 class AveragedTeacher:
@@ -35,13 +36,10 @@ class AveragedTeacher:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Average, then answer: logits, float32, on the device of the batch's images."""
-        images = batch.images.contiguous(memory_format=torch.channels_last)
         if not self.steps:
-            self.average.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            placed(self.average, batch.images.device)
         self._follow()
-        bf16 = self.precision == "bf16"
-        with torch.no_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self.average(images).float().unsqueeze(0)
+        return logits_of(self.average, batch.images, self.precision).unsqueeze(0)
 
     @torch.no_grad()
     def _follow(self) -> None:

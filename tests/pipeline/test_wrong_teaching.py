@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -41,6 +44,38 @@ CASES = {
         "  teacher: {stage: tagged, tag: main}\n",
         2,
         r"(?s)there is no tag 'main'.*step teacher.*compress tag main RUN",
+    ),
+    "unknown loss": (
+        TEACHER + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: similarty}}]}}\n",
+        2,
+        r"'similarty'.*nearest: 'similarity'",
+    ),
+    "unknown layer": (
+        TEACHER
+        + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: hints, taps: {{'7': '1'}}}}]}}\n",
+        2,
+        r"(?s)The student has no module '7'; nearest: .*step student",
+    ),
+    "layers that no adapter fits": (
+        "  teacher: {stage: train, model: {name: resnet, widths: [8]}, epochs: 1}\n"
+        f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: hints, taps: {{'1': features}}}}]}}\n",
+        2,
+        r"(?s)1: features.*step student",
+    ),
+    "weights that sum to zero": (
+        TEACHER + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: kd, weight: 0}}]}}\n",
+        2,
+        r"the weights of all losses are zero: nothing would be learned",
+    ),
+    "infinite weight": (
+        TEACHER + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: kd, weight: .inf}}]}}\n",
+        2,
+        r"finite number",
+    ),
+    "images shifted out of sight": (
+        TEACHER + "  answers: {stage: answers, teacher: teacher, shift_px: 8, views: 2}\n",
+        2,
+        r"(?s)steps\.answers\.shift_px is 8, expected less than the images' 8 pixels.*--set steps\.answers\.shift_px=1",
     ),
     "no such file": (
         "  teacher: {stage: bring, onnx: nowhere.onnx}\n",
@@ -86,3 +121,58 @@ def test_an_empty_unlabelled_folder(wrong, tmp_path, assert_refused):
     (tmp_path / "images" / "unlabelled").mkdir()
     text = HEAD.replace("dataset: digits", "dataset: imagefolder, path: images") + TEACHER
     assert_refused(wrong(text), 5, r"(?s)empty folder unlabelled: expected images, without class folders.*add images")
+
+
+def write_images(folder, count, rng):
+    folder.mkdir(parents=True)
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{index}.png")
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_classes(cli, tmp_path, assert_refused):
+    rng = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "train/c", "test/a", "test/b", "test/c"):
+        write_images(tmp_path / "images" / name, 6, rng)
+    (tmp_path / "first.yaml").write_text(HEAD + TEACHER)
+    other = HEAD.replace("dataset: digits", "dataset: imagefolder, path: images")
+    student = f"  student: {{stage: distill, teacher: teacher, {MLP}}}\n"
+    (tmp_path / "second.yaml").write_text(other + "  teacher: {stage: tagged, tag: wrong-0001}\n" + student)
+    first = cli("run", "first.yaml", "--store", "store", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    done = cli("run", "second.yaml", "--store", "store", cwd=tmp_path)
+    assert_refused(done, 5, r"(?s)the network answers for 10 classes, the data has 3: a, b, c.*step 'teacher'")
+
+
+@pytest.mark.slow
+def test_unlabelled_images_are_learned_from_where_somebody_teaches(cli, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        write_images(tmp_path / "images" / name, 8, rng)
+    write_images(tmp_path / "images" / "unlabelled", 5, rng)
+    mine = "model: {name: mlp, widths: [8]}, epochs: 2, threads: 1"
+    text = HEAD.replace("dataset: digits", "dataset: imagefolder, path: images") + (
+        f"  teacher: {{stage: train, {mine}}}\n"
+        "  answers: {stage: answers, teacher: teacher, threads: 1}\n"
+        f"  stored: {{stage: distill, teacher: teacher, answers: answers, {mine}, kd_weight: 1, labels: none}}\n"
+        f"  live: {{stage: distill, teacher: teacher, {mine}, kd_weight: 1, labels: none}}\n"
+    )
+    (tmp_path / "half.yaml").write_text(text)
+
+    def steps(command):
+        done = cli(command, "half.yaml", "--store", "store", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return {step["name"]: step for step in json.loads(done.stdout)["steps"]}
+
+    made = steps("run")
+    manifests = {name: json.loads((Path(step["path"]) / "manifest.json").read_text()) for name, step in made.items()}
+    found = {name: {one["name"]: one for one in manifest["metrics"]} for name, manifest in manifests.items()}
+    images = found["answers"]["answers"]["n"]
+    assert 5 < images < 16 + 5, "validation images are not among them, unlabelled ones are"
+    assert manifests["stored"]["notes"][0] == f"labels of 0 of {images} training images were read"
+    assert found["stored"]["teacher_hit_rate"]["value"] == 1
+
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "images" / "unlabelled" / "0.png")
+    statuses = {name: step["status"] for name, step in steps("plan").items()}
+    assert statuses.pop("teacher") == "hit", "nobody taught it"
+    assert "hit" not in statuses.values()

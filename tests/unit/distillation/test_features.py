@@ -239,3 +239,5 @@ def test_too_few_samples_have_no_relation(name: str, fewest: int):
         loss(numbers(0, fewest - 1, 4), numbers(1, fewest - 1, 4))
     with pytest.raises(ValueError, match="got 4 and 5"):
         loss(numbers(0, 4, 4), numbers(1, 5, 4))
+    with pytest.raises(ValueError, match=r"values for each sample, \(batch, ...\), got \(4, 4\) and \(4,\)"):
+        loss(numbers(0, 4, 4), numbers(1, 4))

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from compress.distillation.features import attention_transfer_loss, feature_mse_loss
-from compress.distillation.losses import HIDDEN, decoupled_loss, dist_loss, logits_mse_loss, soft_target_loss
-from compress.distillation.mixture import Mixture, Schedule, Term, value_at
+from compress.distillation.losses import (
+    HIDDEN,
+    decoupled_loss,
+    dist_loss,
+    logits_mse_loss,
+    mean_logits,
+    soft_target_loss,
+)
+from compress.distillation.mixture import Combine, Mixture, Schedule, Term, value_at
 from compress.errors import ModelError, UsageError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -106,6 +113,24 @@ def test_several_teachers_are_averaged_or_weighed_by_confidence():
         mixture = Mixture([Term("kd", 1.0, {"temperature": 1.0})], combine)
         losses[combine] = mixture(right, teachers, LABELS)[0].item()
     assert losses["confidence"] < 0.2 * losses["mean"]
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "logits_mse", "dist"])
+@pytest.mark.parametrize("combine", ["mean", "confidence"])
+def test_two_teachers_that_agree_are_as_one(loss: str, combine: Combine):
+    options = {"logits_mse": {}, "dkd": {"temperature": 2.0, "alpha": 1.0, "beta": 1.0}}
+    options["dist"] = {"temperature": 2.0, "beta": 1.0, "gamma": 1.0}
+    mixture = Mixture([Term(loss, 1.0, options.get(loss, {"temperature": 2.0}))], combine)
+    teacher = TEACHER + 5.0  # an offset, which squared logits see and probabilities do not
+    one, two = (mixture(LOGITS, teacher.expand(count, -1, -1), LABELS)[0].item() for count in (1, 2))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_squared_logits_of_several_teachers_are_weighed_by_hand():
+    teachers = torch.stack([torch.zeros(6, 4), torch.full((6, 4), 2.0)])
+    mixture = Mixture([Term("logits_mse", 1.0)])
+    assert mixture(torch.ones(6, 4), teachers, LABELS)[0].item() == pytest.approx(0.0)
+    assert mean_logits(teachers, torch.tensor([[0.25] * 6, [0.75] * 6]))[0].tolist() == [1.5] * 4
 
 
 def test_without_labels_nothing_but_the_teacher_counts():

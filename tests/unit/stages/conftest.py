@@ -10,7 +10,7 @@ import pytest
 
 from compress.artifacts.manifest import ARTIFACTS, Artifact, InputRef, Kind, Manifest, Metric, Quantization, Source
 from compress.data.config import DataConfig
-from compress.pipeline.stage import Stage, Workspace
+from compress.pipeline.stage import Kinds, Stage, Workspace
 
 Make = Callable[..., Artifact]
 
@@ -63,6 +63,12 @@ def make(tmp_path: Path) -> Make:
     return artifact
 
 
+def kinds_of(inputs: Any) -> Kinds:
+    """What `Stage.check` is told about them."""
+    filled = {role: value for role, value in vars(inputs).items() if value and role != "ancestors"}
+    return {role: [type(one) for one in (v if isinstance(v, tuple) else (v,))] for role, v in filled.items()}
+
+
 @pytest.fixture
 def execute(tmp_path: Path) -> Callable[..., Artifact]:
     """Run a stage on digits and return its artifact, as the runner would without storing it."""
@@ -73,7 +79,9 @@ def execute(tmp_path: Path) -> Callable[..., Artifact]:
         folder.mkdir()
         workspace = Workspace(path=folder, step=step, seed=0, data=data, base=tmp_path)
         resolved = stage.resolve(stage.config.model_validate(config))
-        metrics = stage.run(resolved, inputs or stage.inputs(), workspace)
+        inputs = inputs or stage.inputs()
+        assert not list(stage.check(resolved, kinds_of(inputs))), "a recipe like this would be refused"
+        metrics = stage.run(resolved, inputs, workspace)
         manifest = Manifest(
             kind=stage.output.kind,
             stage=stage.name,

@@ -84,14 +84,6 @@ def test_a_file_teaches_qat(execute: Execute, teacher: Artifact, file: Path) -> 
     assert execute(STAGES["qat"], "qat", inputs, epochs=1).manifest.metrics
 
 
-def test_layers_of_a_file_cannot_be_tapped(execute: Execute, file: Path) -> None:
-    brought = execute(STAGES["bring"], "brought", onnx=file.name)
-    losses, inputs = [{"loss": "hints", "taps": {"1": "1"}}], DistillInputs(teacher=(brought,))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="teacher of step 'brought' is an ONNX file, whose layers cannot") as caught:
-        execute(STAGES["distill"], "student", inputs, model=MLP, epochs=1, losses=losses)
-    assert caught.value.exit_code == 2
-
-
 def test_a_file_of_other_classes_teaches_nobody(execute: Execute, file: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"output y is float32, \(n, 7\); expected logits of these data") as caught:
         execute(STAGES["bring"], "seven", onnx=classifier(tmp_path / "seven.onnx", classes=7).name)

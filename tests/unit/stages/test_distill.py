@@ -91,11 +91,6 @@ def test_wrong_taps_are_refused_before_training(execute, teacher, taps, message)
     assert caught.value.exit_code == 2
 
 
-def test_several_teachers_have_no_layers_in_common(execute, teacher):
-    with pytest.raises(UsageError, match="`hints` compares layers with those of one teacher, but 2 are named"):
-        distil(execute, "student", teacher, teacher, losses=[{"loss": "hints", "taps": {"features": "features"}}])
-
-
 def test_taps_come_off_when_training_fails(execute, teacher):
     losses = [{"loss": "hints", "taps": {"features.*": "features.*"}}, {"loss": "hard"}]
     with pytest.raises(ModelError, match="the loss is") as caught:

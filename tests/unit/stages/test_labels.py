@@ -16,7 +16,7 @@ from compress.data import datasets
 from compress.data.config import DataConfig
 from compress.data.labels import hide_labels
 from compress.data.split import HIDDEN, Dataset, Split
-from compress.errors import DataError, UsageError
+from compress.errors import DataError
 from compress.stages import STAGES
 from compress.stages.distill import DistillInputs
 from compress.stages.qat import QatInputs
@@ -146,17 +146,12 @@ def test_the_last_epoch_is_kept(execute: Callable[..., Any]) -> None:
             "has the weight 0.5; expected kd_weight: 1, or `losses` without `hard`",
         ),
         ("distill", {"model": MLP, "epochs": 1, "labels": 0}, "greater than or equal to 1"),
+        ("train", {"model": MLP, "epochs": 1, "labels": True}, "valid integer"),
     ],
 )
 def test_refused_when_the_recipe_is_read(stage: str, config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         STAGES[stage].config.model_validate(config)
-
-
-def test_qat_without_labels_and_without_a_teacher(execute: Callable[..., Any], teacher: Checkpoint) -> None:
-    with pytest.raises(UsageError, match="no teacher is named: there is nothing to learn from") as caught:
-        execute(STAGES["qat"], "qat", QatInputs(student=teacher), labels="none", kd_weight=1)
-    assert caught.value.exit_code == 2
 
 
 def test_too_few_labels_name_the_step(execute: Callable[..., Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor, nn
 
 from compress.distillation.mixture import FEATURE_LOSSES, HARD, LOGIT_LOSSES, Mixture, Schedule, Term
-from compress.errors import RecipeError, UsageError
+from compress.errors import RecipeError
 from compress.pipeline.recipe import Recipe, load_recipe
 from compress.stages import CATALOGUE
 from compress.stages.distill import DistillConfig
@@ -78,13 +78,6 @@ def test_a_mixture_becomes_terms():
         Term("dkd", Schedule(0.5, 0.0, "cosine"), {"temperature": Schedule(8, 2), "alpha": 1.0, "beta": 2.0}),
         Term("relational_distance", 1.0, {}, (("0", "1"), ("1", "0"))),
     )
-
-
-def test_features_are_those_of_one_teacher():
-    with pytest.raises(UsageError, match="`hints` compares layers with those of one teacher, but 2 are") as caught:
-        mixture([{"loss": "hints", "taps": {"0": "0"}}], teachers=2)
-    assert caught.value.exit_code == 2
-    assert mixture([{"loss": "kd"}], teachers=2).pairs == []
 
 
 def test_without_losses_nothing_changes():
