@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.artifacts.manifest import Artifact
 from compress.errors import ModelError, UsageError
 from compress.stages import STAGES
+from compress.stages.answers import AnswersInputs
 from compress.stages.distill import DistillInputs
 from compress.stages.export import ExportInputs
 from compress.stages.qat import QatInputs
@@ -75,6 +76,24 @@ def test_a_file_and_a_checkpoint_teach_together(execute: Execute, teacher: Artif
     inputs = DistillInputs(teacher=(teacher, brought))  # type: ignore[arg-type]
     student = execute(STAGES["distill"], "student", inputs, model=MLP, epochs=1, combine="confidence")
     assert any("2 teachers" in note for note in student.manifest.notes)
+
+
+def test_a_file_answers_beforehand(execute: Execute, teacher: Artifact, file: Path) -> None:
+    brought = execute(STAGES["bring"], "brought", onnx=file.name)
+    both = AnswersInputs(teacher=(teacher, brought))  # type: ignore[arg-type]
+    answers = execute(STAGES["answers"], "answers", both)
+    logits = np.load(answers.path / "logits.npy")
+    assert np.allclose(logits[0], logits[1], atol=0.02), "the same network twice, float16"
+    inputs = DistillInputs(teacher=(teacher, brought), answers=answers)  # type: ignore[arg-type]
+    student = execute(STAGES["distill"], "student", inputs, model=MLP, epochs=1)
+    assert "looked up in stored answers (2 teachers)" in student.manifest.notes[0]
+
+
+def test_an_order_of_classes_that_nobody_told_is_noted(execute: Execute, file: Path) -> None:
+    silent = execute(STAGES["bring"], "silent", onnx=file.name)
+    told = execute(STAGES["bring"], "told", onnx=file.name, classes=[str(digit) for digit in range(10)])
+    assert any("was not checked" in note for note in silent.manifest.notes)
+    assert not any("was not checked" in note for note in told.manifest.notes)
 
 
 @pytest.mark.slow

@@ -105,3 +105,14 @@ def test_what_a_tag_does_not_stand_for(tmp_path: Path, store: Store) -> None:
 def test_without_any_store(tmp_path: Path, store: Store) -> None:
     with pytest.raises(UsageError, match="there is no tag 'main'"):
         planned(tmp_path, store)
+
+
+@pytest.mark.slow
+def test_what_other_stages_made_may_be_damaged(tmp_path: Path, store: Store) -> None:
+    first = go(tmp_path, store, FIRST)
+    write(store.root, "main", first.id)
+    exported = first.step("float")
+    assert exported is not None
+    assert exported.path is not None
+    (store.root / exported.path / "manifest.json").write_text("{")
+    assert go(tmp_path, store, SECOND).step("student") is not None
