@@ -153,8 +153,7 @@ def choose_precision(
     with progress("trials", None, "trials") as bar:
         trials = Trials(graphs, judge, goal, bar)
         found = search_float_layers(measured, work, trials.met)
-        cheapest = found[0] if cost is None else trials.cheapest(found, cost, work)
-        chosen = cheapest if cost is None else trials.confirmed(cheapest, found[0], cost)
+        cheapest, chosen = (found[0], found[0]) if cost is None else trials.cheapest(found, cost, work)
     signed = graphs.signed(chosen)
     reasons = {**dict.fromkeys(cheapest, REFUTED), **{name: trials.reason(chosen, name) for name in chosen}}
     layers, share = _layers(signed, work, reasons, {one.name: one for one in measured})

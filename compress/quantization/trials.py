@@ -87,8 +87,10 @@ class Trials:
             for (one, _), (price, less) in self._compared.items()
         )
 
-    def cheapest(self, found: Sequence[FloatLayers], cost: Cost, work: Mapping[str, Work]) -> FloatLayers:
-        """See `cheapest_choice`."""
+    def cheapest(
+        self, found: Sequence[FloatLayers], cost: Cost, work: Mapping[str, Work]
+    ) -> tuple[FloatLayers, FloatLayers]:
+        """What `cheapest_choice` finds, and what is taken: that, or the least work where it turns out to cost less."""
 
         def cheaper(one: FloatLayers, other: FloatLayers) -> bool:
             if (one, other) not in self._compared:
@@ -96,12 +98,8 @@ class Trials:
                 self._bar.advance()
             return self._compared[one, other][1]
 
-        return cheapest_choice(found, cheaper, work, self._graphs.beside, self.met)
-
-    def confirmed(self, cheapest: FloatLayers, least_work: FloatLayers, cost: Cost) -> FloatLayers:
-        """What was found cheapest, or the choice with the least work in float where that turns out to cost less."""
-        stays = cost.confirm(self._unsigned(cheapest), self._unsigned(least_work))
-        return cheapest if stays else least_work
+        choice = cheapest_choice(found, cheaper, work, self._graphs.beside, self.met)
+        return choice, choice if cost.confirm(self._unsigned(choice), self._unsigned(found[0])) else found[0]
 
     def reason(self, choice: FloatLayers, name: str) -> str:
         """Why a layer of the choice is in float."""

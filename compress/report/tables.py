@@ -85,7 +85,8 @@ def training_table(document: ReportDocument) -> Table:
     for curve in document.curves:
         if not curve.epochs:
             continue
-        values = next((epoch.values for epoch in curve.epochs if epoch.epoch == curve.kept), {})
+        by_epoch: dict[int | None, dict[str, float | None]] = {epoch.epoch: epoch.values for epoch in curve.epochs}
+        values = by_epoch.get(curve.kept, {})
         losses = [values.get(name) for name in ("validation_loss", "loss")]
         cells = [ABSENT if loss is None else f"{loss:.4f}" for loss in losses]
         kept = ABSENT if curve.kept is None else str(curve.kept)
