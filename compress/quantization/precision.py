@@ -131,11 +131,10 @@ def choose_precision(
 
     Args:
         model: float graph, or signed Q/DQ graph.
-        full: the same, quantized without exception.
+        full: the same, quantized with `settings` and without exception.
         goal: what is to be kept; a loss of top-1 needs labels.
         batches: starts over at every call; samples, (n, channels, height, width) each, float32, or arrays by input.
         labels: (samples,), integers.
-        settings: with which `full` was made.
         cost: e.g. measured latency; None counts the multiply-accumulates in float, which are the same on every machine.
         fixed_batch: the only batch size that the graph takes, and of every batch; None if it takes any.
 
