@@ -126,15 +126,15 @@ def choose_precision(
 ) -> PrecisionChoice:
     """Find a choice of layers to leave in float with which both int8 files meet the goal, at little cost.
 
-    See `search_float_layers` for the search, and `cheapest_choice` for costs of another kind than work. Each trial
-    runs the graphs that would be written: the unsigned one as ONNX Runtime does, then the signed one node by node.
+    See `search_float_layers`, `cheapest_choice` for costs of another kind than work, and `Trials` for what is run.
 
     Args:
         model: float graph, or signed Q/DQ graph.
-        full: the same, quantized with `settings` and without exception.
+        full: the same, quantized without exception.
         goal: what is to be kept; a loss of top-1 needs labels.
         batches: starts over at every call; samples, (n, channels, height, width) each, float32, or arrays by input.
         labels: (samples,), integers.
+        settings: with which `full` was made.
         cost: e.g. measured latency; None counts the multiply-accumulates in float, which are the same on every machine.
         fixed_batch: the only batch size that the graph takes, and of every batch; None if it takes any.
 

@@ -52,6 +52,9 @@ class Outcome:
 class Trials:
     """Remembers what each choice of float layers does and costs.
 
+    Each trial runs the graphs that would be written: the unsigned one as ONNX Runtime does, then the signed one node by
+    node.
+
     Args:
         graphs: makes the files of a choice.
         judge: holds them against the float graph.
