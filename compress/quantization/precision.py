@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compress.errors import ModelError, UsageError
-from compress.log import Bar, progress
+from compress.errors import UsageError
+from compress.log import progress
 from compress.onnx_graph.lint import Target, raise_on_errors
 from compress.onnx_graph.loading import check_model
 from compress.onnx_graph.placement import placements
@@ -20,9 +20,8 @@ from compress.onnx_graph.scales import ScaleTable
 from compress.onnx_graph.simplify import simplify
 from compress.quantization.quantize import DEFAULTS, Quantized, resolve_float_layers
 from compress.quantization.samples import Batch
-from compress.quantization.search import FloatLayers, Goal, cheapest_choice, search_float_layers
+from compress.quantization.search import Goal, search_float_layers
 from compress.quantization.sensitivity import (
-    SQNR_CAP_DB,
     Batches,
     Judge,
     LayerSensitivity,
@@ -33,38 +32,11 @@ from compress.quantization.sensitivity import (
     sensitivities,
 )
 from compress.quantization.settings import QuantizeSettings
+from compress.quantization.trials import Candidate, Cost, Outcome, Trials
 
 SENSITIVITY_SAMPLES = 512  # enough to rank layers; the files themselves are judged on all samples
+REFUTED = "in float, with others, it seemed to cost less; measured with more care it did not"
 FLOAT_WORK = "multiply-accumulates in float; of adds and pools their outputs"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What is kept small where it is not the work in float.
-
-    `what` says so in words. `compare` is asked about two unsigned graphs: what the first one costs, and whether that is
-    clearly less than what the second one does, the noise of a measurement considered.
-    """
-
-    what: str
-    compare: Callable[[onnx.ModelProto, onnx.ModelProto], tuple[float, bool]]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A choice of float layers that was tried, its cost, and whether it was cheaper than the best one before."""
-
-    float_layers: tuple[str, ...]
-    cost: float
-    cheaper: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one choice of float layers does: the score of the worse of the two files, and whether the goal is met."""
-
-    score: Score
-    met: bool
 
 
 @dataclass(frozen=True)
@@ -87,6 +59,7 @@ class PrecisionChoice:
     `int8_macs` is the share of multiply-accumulates whose operands are both int8. `goal`, `all_int8` and `reached` are
     None where the choice needed no measurement; `top1` is of the float graph, None without labels. `least_work` is what
     would be in float if work were the cost. `candidates` are in the order in which they were held against the best.
+    `refuted` is what the search had found cheapest, where more care showed the least work to be cheaper; else empty.
     """
 
     mode: Literal["int8", "by_hand", "mixed", "adaptive"]
@@ -101,6 +74,7 @@ class PrecisionChoice:
     cost: str = ""
     least_work: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    refuted: tuple[str, ...] = ()
 
     @property
     def float_layers(self) -> tuple[str, ...]:
@@ -152,8 +126,7 @@ def choose_precision(
 ) -> PrecisionChoice:
     """Find a choice of layers to leave in float with which both int8 files meet the goal, at little cost.
 
-    See `search_float_layers` for the search, and `cheapest_choice` for costs of another kind than work. Each trial
-    runs the graphs that would be written: the unsigned one as ONNX Runtime does, then the signed one node by node.
+    See `search_float_layers`, `cheapest_choice` for costs of another kind than work, and `Trials` for what is run.
 
     Args:
         model: float graph, or signed Q/DQ graph.
@@ -177,11 +150,11 @@ def choose_precision(
     judge = Judge(graphs.float_graph, batches, labels)
     measured = sensitivities(graphs, _ranking_judge(graphs, judge, batches, labels, fixed_batch or 1), work)
     with progress("trials", None, "trials") as bar:
-        trials = _Trials(graphs, judge, goal, bar)
+        trials = Trials(graphs, judge, goal, bar)
         found = search_float_layers(measured, work, trials.met)
-        chosen = found[0] if cost is None else trials.cheapest(found, cost, work)
+        cheapest, chosen = (found[0], found[0]) if cost is None else trials.cheapest(found, cost, work)
     signed = graphs.signed(chosen)
-    reasons = {name: trials.reason(chosen, name) for name in chosen}
+    reasons = {**dict.fromkeys(cheapest, REFUTED), **{name: trials.reason(chosen, name) for name in chosen}}
     layers, share = _layers(signed, work, reasons, {one.name: one for one in measured})
     if share == 0:
         raise trials.only_float()
@@ -197,69 +170,9 @@ def choose_precision(
         reached=trials.outcome(chosen),
         cost=FLOAT_WORK if cost is None else cost.what,
         least_work=graphs.ordered(found[0]),
-        candidates=tuple(trials.candidates),
+        candidates=trials.candidates,
+        refuted=() if chosen == cheapest else graphs.ordered(cheapest),
     )
-
-
-class _Trials:
-    """Remembers what each choice of float layers does and costs."""
-
-    def __init__(self, graphs: MixedGraphs, judge: Judge, goal: Goal, bar: Bar) -> None:
-        self._graphs = graphs
-        self._judge = judge
-        self._goal = goal
-        self._bar = bar
-        self.candidates: list[Candidate] = []
-        # a graph without any Q/DQ is the float graph
-        self._outcomes = {frozenset(graphs.names): Outcome(Score(SQNR_CAP_DB, 0.0), True)}
-
-    def outcome(self, choice: FloatLayers) -> Outcome:
-        if choice not in self._outcomes:
-            self._outcomes[choice] = self._run(choice)
-            self._bar.advance()
-        return self._outcomes[choice]
-
-    def met(self, choice: FloatLayers) -> bool:
-        return self.outcome(choice).met
-
-    def cheapest(self, found: Sequence[FloatLayers], cost: Cost, work: Mapping[str, Work]) -> FloatLayers:
-        asked: dict[tuple[FloatLayers, FloatLayers], bool] = {}
-
-        def cheaper(one: FloatLayers, other: FloatLayers) -> bool:
-            if (one, other) not in asked:
-                price, asked[one, other] = cost.compare(self._unsigned(one), self._unsigned(other))
-                self.candidates.append(Candidate(self._graphs.ordered(one), price, asked[one, other]))
-                self._bar.advance()
-            return asked[one, other]
-
-        return cheapest_choice(found, cheaper, work, self._graphs.beside, self.met)
-
-    def _unsigned(self, choice: FloatLayers) -> onnx.ModelProto:
-        return self._graphs.unsigned(self._graphs.signed(choice))
-
-    def reason(self, choice: FloatLayers, name: str) -> str:
-        """Why a layer of the choice is in float."""
-        outcome = self.outcome(choice - {name})
-        if outcome.met:
-            return "the goal would be met with it in int8, at a higher cost: it stands beside a layer in float"
-        return f"were it in int8: {self._goal.measured(outcome.score)}"
-
-    def only_float(self) -> ModelError:
-        return ModelError(
-            f"Only with no layer in int8 is the goal met ({self._goal}, on {self._judge.samples} samples); "
-            f"with all of them in int8 {self._goal.measured(self.outcome(frozenset()).score)}.",
-            hint="Allow more, or train with fake-quant first (a `qat` step).",
-        )
-
-    def _run(self, choice: FloatLayers) -> Outcome:
-        signed = self._graphs.signed(choice)
-        score = self._judge.score(self._graphs.unsigned(signed))
-        if not self._goal.met(score):
-            return Outcome(score, False)  # the other file cannot change that
-        other = self._judge.score(signed, optimized=False)
-        lost = [one.loss_pp for one in (score, other) if one.loss_pp is not None]
-        worse = Score(min(score.sqnr_db, other.sqnr_db), max(lost, default=None))
-        return Outcome(worse, self._goal.met(worse))
 
 
 def _ranking_judge(
@@ -306,7 +219,7 @@ def _layers(
     for name, one in work.items():
         int8 = placed.get(name, False)
         if int8:
-            why = "the goal is met with it in int8" if measured else "it can be"
+            why = reasons.get(name, "the goal is met with it in int8" if measured else "it can be")
         elif name in placed:
             why = reasons.get(name, "what it stands beside is in float")
         else:

@@ -84,7 +84,9 @@ def cheapest_choice(
     beside: Mapping[str, Collection[str]],
     met: Callable[[FloatLayers], bool],
 ) -> FloatLayers:
-    """The cheapest of some choices, and what stands beside its layers in float too, where that makes it cheaper still.
+    """The cheapest of some choices, changed by single layers for as long as that makes it cheaper still.
+
+    What stands beside its layers is tried in float too, and what the goal does not need there any more in int8.
 
     Int8 next to float is not free: codes are made and read there, and a runtime may fuse nothing at such a border.
     Where no choice is cheaper, the first one stays; some work always stays in int8.
@@ -97,21 +99,29 @@ def cheapest_choice(
         met: whether a choice meets the goal.
 
     Returns:
-        A choice that no other one of `found`, and no layer beside its own, was found to make cheaper.
+        A choice that meets the goal. No single layer more beside its own, and no single one less, was found to be
+        cheaper; what it came from is not tried again.
     """
     choice = found[0]
     for other in found[1:]:
         if cheaper(other, choice):
             choice = other
+    left = set[FloatLayers]()  # noise must not lead in circles
     before = None
     while choice != before:
         before = choice
         for name in beside:
-            larger = choice | {name}
-            borders = name not in choice and not choice.isdisjoint(beside[name])
-            some_int8 = any(work[other].macs for other in beside if other not in larger)
-            if borders and some_int8 and cheaper(larger, choice) and met(larger):
-                choice = larger
+            if name in choice:
+                other = choice - {name}
+                better = other not in left and met(other) and cheaper(other, choice)
+            else:
+                other = choice | {name}
+                borders = not choice.isdisjoint(beside[name])
+                some_int8 = any(work[one].macs for one in beside if one not in other)
+                better = other not in left and borders and some_int8 and cheaper(other, choice) and met(other)
+            if better:
+                left.add(choice)
+                choice = other
     return choice
 
 

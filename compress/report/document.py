@@ -221,6 +221,9 @@ class Curve(_Part):
 
     step: str
     epochs: list[Epoch]
+    kept: int | None = Field(
+        default=None, ge=0, description="epoch whose weights the artifact has; null where that was not recorded"
+    )
 
 
 class Verdict(_Part):

@@ -239,6 +239,8 @@ def _curve_figure(curve: Curve, index: int) -> Figure | None:
         return None
     facts = "; ".join(f"{s.label} ends at {s.points[-1][1]:.4g} ({unit})" for unit, group in panels for s in group)
     count = f"{len(curve.epochs)} epoch{'s' if len(curve.epochs) != 1 else ''}"
+    if curve.kept is not None:
+        count += f", epoch {curve.kept} kept"
     return Figure(curve.step, count, curves(f"curve-{index}", f"Training of {curve.step}", facts, panels))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.report.document import Epoch, LatencyRow, RatioRow, ReportDocument, Variant, VerdictLike
+from compress.report.document import LatencyRow, RatioRow, ReportDocument, Variant, VerdictLike
 
 ABSENT = "-"
 
@@ -81,18 +80,18 @@ def ladder_table(document: ReportDocument) -> Table:
 
 def training_table(document: ReportDocument) -> Table:
     """Every training on the way to the report, at the epoch whose weights were kept."""
-    header = ("step", "epochs", "best epoch", "validation top-1 %", "validation loss", "training loss")
+    header = ("step", "epochs", "kept epoch", "validation top-1 %", "validation loss", "training loss")
     rows: list[tuple[str, ...]] = []
     for curve in document.curves:
         if not curve.epochs:
             continue
-        best = max(curve.epochs, key=_rank)
-        losses = [best.values.get(name) for name in ("validation_loss", "loss")]
+        by_epoch: dict[int | None, dict[str, float | None]] = {epoch.epoch: epoch.values for epoch in curve.epochs}
+        values = by_epoch.get(curve.kept, {})
+        losses = [values.get(name) for name in ("validation_loss", "loss")]
         cells = [ABSENT if loss is None else f"{loss:.4f}" for loss in losses]
-        rows.append(
-            (curve.step, str(len(curve.epochs)), str(best.epoch), _percent(best.values.get("validation_top1")), *cells)
-        )
-    title = "Training, at the best epoch; losses in nats per sample"
+        kept = ABSENT if curve.kept is None else str(curve.kept)
+        rows.append((curve.step, str(len(curve.epochs)), kept, _percent(values.get("validation_top1")), *cells))
+    title = "Training, at the epoch whose weights were kept; losses in nats per sample"
     return Table(title, header, tuple(rows), frozenset(range(1, 6)))
 
 
@@ -123,12 +122,6 @@ def size_text(size_bytes: int) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
-
-
-def _rank(epoch: Epoch) -> tuple[float, float, int]:
-    """As training chooses its epoch: by validation top-1, then by validation loss, then the later one."""
-    accuracy, loss = (epoch.values.get(name) for name in ("validation_top1", "validation_loss"))
-    return (-math.inf if accuracy is None else accuracy, -math.inf if loss is None else -loss, epoch.epoch)
 
 
 def _latency_row(

@@ -8,6 +8,7 @@ from compress.artifacts.fingerprint import sha256_bytes
 from compress.artifacts.manifest import Artifact, Checkpoint
 from compress.pipeline.machine import FACTS, library_version, machine_state
 from compress.report.document import Curve, Epoch, Lineage, Variant
+from compress.stages.fitting import BEST_EPOCH
 from compress.stages.ladder import find
 
 if TYPE_CHECKING:
@@ -86,7 +87,15 @@ def fingerprint(
 
 def curves_of(artifacts: Iterable[Artifact]) -> list[Curve]:
     """What every training step among them logged, epoch by epoch; none for weights that were only brought."""
-    return [Curve(step=one.step, epochs=_epochs(one)) for one in artifacts if isinstance(one, Checkpoint)]
+    return [
+        Curve(step=one.step, epochs=_epochs(one), kept=_kept(one)) for one in artifacts if isinstance(one, Checkpoint)
+    ]
+
+
+def _kept(checkpoint: Checkpoint) -> int | None:
+    """The epoch that training kept: not always the best one by validation."""
+    found = [metric.value for metric in checkpoint.manifest.metrics if metric.name == BEST_EPOCH]
+    return int(found[0]) if found else None
 
 
 def _epochs(checkpoint: Checkpoint) -> list[Epoch]:

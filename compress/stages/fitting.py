@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compress.training.objectives import Objective
 
 PROBE_IMAGES = 8
+BEST_EPOCH = "best_epoch"  # metric of a checkpoint: the epoch whose weights it has, the last one with few labels
 LIBRARIES = ("torch", "torchao", "lightning-fabric", "safetensors", "numpy", "scikit-learn", "pillow")
 
 
@@ -272,5 +273,5 @@ def write_checkpoint(
         Metric(name="parameters", value=count_parameters(module), unit="parameters"),
     ]
     if fitted:
-        metrics.append(Metric(name="best_epoch", value=fitted.best_epoch, unit="epoch"))
+        metrics.append(Metric(name=BEST_EPOCH, value=fitted.best_epoch, unit="epoch"))
     return metrics

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from compress.data.split import Split
+    from compress.measure.candidates import LatencyRatio
     from compress.quantization.precision import PrecisionChoice
     from compress.quantization.quantize import Quantized
     from compress.quantization.search import Goal
@@ -170,10 +171,14 @@ def choose(
 ) -> Decision:
     """Search for the layers that stay in float, and time the candidates where latency is what is kept small.
 
+    The cheapest is timed longer beside the choice of least work, which is taken instead where it is faster there.
+
     `feed` is what one timed call is given; the other arguments are those of `choose_precision`.
     """
-    from compress.measure.candidates import median_ratio, time_together
-    from compress.quantization.precision import Cost, choose_precision
+    from compress.measure.candidates import SECONDS, median_ratio, time_together
+    from compress.quantization.precision import choose_precision
+    from compress.quantization.sensitivity import MixedGraphs
+    from compress.quantization.trials import Cost
 
     def compare(candidate: "onnx.ModelProto", best: "onnx.ModelProto") -> tuple[float, bool]:
         graphs = {"all_int8": quantized.unsigned, "candidate": candidate, "best": best}
@@ -181,40 +186,38 @@ def choose(
         ratio = median_ratio(taken["candidate"], taken["all_int8"]).ratio
         return ratio, median_ratio(taken["candidate"], taken["best"]).faster
 
-    cost = None if minimize == "work" else Cost(LATENCY, compare)
+    confirmed: dict[str, LatencyRatio] = {}
+
+    def confirm(chosen: "onnx.ModelProto", least_work: "onnx.ModelProto") -> bool:
+        graphs = {"all_int8": quantized.unsigned, "chosen": chosen, "least_work": least_work}
+        graphs["float"] = MixedGraphs(model, quantized, settings).float_graph
+        taken = time_together(graphs, feed, threads=THREADS, seconds=CONFIRMING * SECONDS)
+        base = taken.pop("all_int8")
+        confirmed.update((name, median_ratio(samples, base)) for name, samples in taken.items())
+        return not median_ratio(taken["least_work"], taken["chosen"]).faster
+
+    cost = None if minimize == "work" else Cost(LATENCY, compare, confirm)
     choice = choose_precision(
         model, quantized, goal, batches, labels, settings=settings, cost=cost, fixed_batch=fixed_batch
     )
-    return Decision(choice, latency=_confirmed(choice, model, quantized, settings, feed) if cost else None)
+    return Decision(choice, latency=_latency(choice, confirmed, len(next(iter(feed.values())))) if cost else None)
 
 
-def _confirmed(
-    choice: "PrecisionChoice",
-    model: "onnx.ModelProto",
-    quantized: "Quantized",
-    settings: "QuantizeSettings",
-    feed: "Mapping[str, NDArray[Any]]",
-) -> dict[str, Any]:
-    """Measure once more, and longer, what was chosen: the least of several noisy figures is too low."""
-    from compress.measure.candidates import SECONDS, TOLERANCE, median_ratio, time_together
-    from compress.quantization.sensitivity import MixedGraphs
+def _latency(choice: "PrecisionChoice", confirmed: "Mapping[str, LatencyRatio]", batch: int) -> dict[str, Any]:
+    """What was timed at the end, and longer: the least of several noisy figures is too low."""
+    from compress.measure.candidates import TOLERANCE
 
-    mixed = MixedGraphs(model, quantized, settings)
-    graphs = {
-        "all_int8": quantized.unsigned,
-        "chosen": choice.quantized.unsigned,
-        "least_work": mixed.unsigned(mixed.signed(choice.least_work)),
-        "float": mixed.float_graph,
-    }
-    taken = time_together(graphs, feed, threads=THREADS, seconds=CONFIRMING * SECONDS)
-    base = taken.pop("all_int8")
+    found = {name: ratio.as_json() for name, ratio in confirmed.items()}
+    if choice.refuted:
+        refuted = {"layers": list(choice.refuted), **found["chosen"]}
+        found |= {"chosen": found["least_work"], "refuted": refuted}
     return {
         "cpu": cpu(),
         "threads": THREADS,
-        "batch": len(next(iter(feed.values()))),
+        "batch": batch,
         "tolerance": TOLERANCE,
         "least_work_layers": list(choice.least_work),
-        **{name: median_ratio(samples, base).as_json() for name, samples in taken.items()},
+        **found,
     }
 
 
@@ -222,9 +225,15 @@ def latency_text(latency: "Mapping[str, Any]") -> str:
     """What was timed, in words; `latency` is that of `precision.json`."""
     chosen = latency["chosen"]
     within = "" if None in (chosen["low"], chosen["high"]) else f" ({chosen['low']:.2f} to {chosen['high']:.2f})"
+    refuted = latency.get("refuted")
+    instead = (
+        f"; {', '.join(refuted['layers'])} in float seemed faster, timed longer {refuted['ratio']:.2f}"
+        if refuted
+        else ""
+    )
     return (
         f"{chosen['ratio']:.2f}{within} of the all-int8 file's; with the least work in float "
-        f"{latency['least_work']['ratio']:.2f}, all in float {latency['float']['ratio']:.2f}; "
+        f"{latency['least_work']['ratio']:.2f}, all in float {latency['float']['ratio']:.2f}{instead}; "
         f"batch {latency['batch']}, {latency['threads']} thread, {latency['cpu']}"
     )
 

@@ -57,7 +57,7 @@ def test_a_choice_that_is_clearly_cheaper_is_taken():
 
 
 def test_where_nothing_is_clearly_cheaper_the_least_work_stays():
-    chosen, asked = cheapest(["bc", "d"], lambda choice: 1.0)
+    chosen, asked = cheapest(["bc", "d"], lambda choice: 1.0, lambda choice: "d" in choice or {"b", "c"} <= choice)
     assert chosen == {"b", "c"}
     assert asked == [({"d"}, {"b", "c"}), ({"a", "b", "c"}, {"b", "c"}), ({"b", "c", "d"}, {"b", "c"})], "neighbours"
 
@@ -67,16 +67,32 @@ def test_a_layer_beside_float_ones_joins_them_where_that_is_cheaper():
     def borders(choice):
         return sum((one in choice) != (other in choice) for one, others in BESIDE.items() for other in others)
 
-    chosen, _ = cheapest(["d"], borders)
+    chosen, _ = cheapest(["d"], borders, lambda choice: "d" in choice)
     assert chosen == {"d", "e"}, "d alone has two borders"
-    chosen, _ = cheapest(["ad"], borders)
+    chosen, _ = cheapest(["ad"], borders, lambda choice: {"a", "d"} <= choice)
     assert chosen == {"a", "d", "e"}, "one more layer in between would only move a border"
-    chosen, _ = cheapest(["d"], borders, lambda choice: "e" not in choice)
+    chosen, _ = cheapest(["d"], borders, lambda choice: choice == {"d"} or {"c", "d"} <= choice)
     assert chosen == {"d"}, "d and e together do not meet the goal"
 
 
+def test_a_layer_that_its_neighbour_made_needless_goes_back_to_int8():
+    prices = {frozenset("b"): 4.0, frozenset("bc"): 3.0, frozenset("c"): 2.0}
+    price = lambda choice: prices.get(choice, 9.0)  # noqa: E731
+    chosen, asked = cheapest(["b"], price, lambda choice: not choice.isdisjoint("bc"))
+    assert chosen == {"c"}
+    assert ({"c"}, {"b", "c"}) in asked, "on measured cost alone"
+    chosen, asked = cheapest(["b"], price, lambda choice: "b" in choice)
+    assert chosen == {"b", "c"}
+    assert ({"c"}, {"b", "c"}) not in asked, "c alone does not meet the goal"
+
+
+def test_noise_leads_in_no_circle():
+    chosen = cheapest_choice([frozenset("b")], lambda one, other: True, WORK, BESIDE, lambda choice: bool(choice))
+    assert chosen, "whatever is new is called cheaper, and it ends"
+
+
 def test_some_work_stays_in_int8():
-    chosen, _ = cheapest(["b"], lambda choice: -len(choice))
+    chosen, _ = cheapest(["b"], lambda choice: -len(choice), lambda choice: "b" in choice)
     assert chosen == {"a", "b", "c"}, "d has the last multiply-accumulates"
 
 

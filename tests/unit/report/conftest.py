@@ -205,7 +205,7 @@ def full_report(report: Callable[..., ReportDocument]) -> Callable[..., ReportDo
             "run": "digits-0042",
             "variants": variants,
             "ladder": [*ladder, Hop(hop="int8 -> engine", top1=None, agreement=None, sqnr_db=None)],
-            "curves": [Curve(step=step, epochs=epochs) for step in ("teacher", "student", "qat")],
+            "curves": [Curve(step=step, epochs=epochs, kept=20) for step in ("teacher", "student", "qat")],
             "pictures": {f"test/{17 * k + index}": png(40 * k) for k in range(6) for index in (1, 2)},
             "fingerprint": {"cpu": "Example CPU", "threads": 2, "input": "sha256:12ab", "libraries": {"onnx": "1.23"}},
         }

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 
 from compress.report.document import Curve, Epoch, ReportDocument
-from compress.report.figures import arm_figures
+from compress.report.figures import arm_figures, curve_figures
 
 Report = Callable[..., ReportDocument]
 
@@ -52,3 +52,9 @@ def test_a_quantity_that_one_training_logged_has_no_plot(report: Report) -> None
     assert [figure.title for figure in figures] == ["Validation top-1", "Validation loss"]
     assert "a ends at 2 nats; b ends at 1 nats" in figures[1].svg
     assert arm_figures(report()) == []
+
+
+def test_a_training_says_which_epoch_was_kept(report: Report) -> None:
+    known = curve("a", 0.5, 0.75, 0.7)
+    figures = curve_figures(report(curves=[known.model_copy(update={"kept": 3}), known]))
+    assert [figure.note for figure in figures] == ["3 epochs, epoch 3 kept", "3 epochs"]

@@ -34,7 +34,7 @@ def test_a_report_reads_from_top_to_bottom(report: Report) -> None:
 
 def test_trainings_stand_under_the_gates(full_report: Report) -> None:
     lines = markdown(full_report(), []).splitlines()
-    assert "## Training, at the best epoch; losses in nats per sample" in lines
+    assert "## Training, at the epoch whose weights were kept; losses in nats per sample" in lines
     assert "| student | 20 | 20 | 98.00 | 0.2100 | 0.1050 |" in lines
 
 

@@ -60,12 +60,20 @@ def test_a_training_is_shown_at_the_epoch_whose_weights_were_kept(report: Report
         {"epoch": 4, "values": {"loss": 0.5, "validation_top1": 0.8, "validation_loss": 0.1}},
     ]
     curves = [
-        {"step": "student", "epochs": epochs},
+        {"step": "student", "epochs": epochs, "kept": 3},
+        {"step": "few_labels", "epochs": epochs, "kept": 4},
         {"step": "brought", "epochs": []},
-        {"step": "odd", "epochs": [{"epoch": 1, "values": {"loss": 1.0, "validation_loss": None}}]},
+        {"step": "odd", "epochs": [{"epoch": 1, "values": {"loss": 1.0, "validation_loss": None}}], "kept": 1},
+        {"step": "old", "epochs": epochs},
     ]
     table = training_table(report(curves=curves))
-    assert table.rows == (("student", "4", "3", "90.00", "0.3000", "1.0000"), ("odd", "1", "1", "-", "-", "1.0000"))
+    assert table.header[2] == "kept epoch"
+    assert table.rows == (
+        ("student", "4", "3", "90.00", "0.3000", "1.0000"),
+        ("few_labels", "4", "4", "80.00", "0.1000", "0.5000"),  # not the best one
+        ("odd", "1", "1", "-", "-", "1.0000"),
+        ("old", "4", "-", "-", "-", "-"),  # a report that does not say which was kept
+    )
     assert training_table(report()).rows == ()
 
 

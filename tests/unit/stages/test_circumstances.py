@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.artifacts.manifest import Artifact, Kind
+from compress.artifacts.manifest import Artifact, Kind, Metric
 from compress.data.split import Split
 from compress.stages.circumstances import curves_of, fingerprint
 
@@ -41,11 +41,13 @@ def test_what_changes_a_figure_is_a_condition() -> None:
 
 def test_every_training_has_its_curve_whatever_became_of_it(make: Callable[..., Artifact]) -> None:
     record = {"epoch": 1, "loss": 0.5, "parts": {"soft": 0.5}, "validation_top1": 0.75, "validation_loss": 0.25}
-    trained, brought = make("student", Kind.CHECKPOINT), make("teacher", Kind.CHECKPOINT)
+    kept = Metric(name="best_epoch", value=1.0, unit="epoch")
+    trained, brought = make("student", Kind.CHECKPOINT, metrics=(kept,)), make("teacher", Kind.CHECKPOINT)
     trained.path.mkdir()
     (trained.path / "history.json").write_text(json.dumps([record]))
     curves = curves_of([brought, trained, make("onnx", Kind.ONNX_MODEL)])
     assert [curve.step for curve in curves] == ["teacher", "student"]
-    assert curves[0].epochs == []
+    assert (curves[0].epochs, curves[0].kept) == ([], None)
+    assert curves[1].kept == 1
     (epoch,) = curves[1].epochs
     assert (epoch.epoch, epoch.values) == (1, {"loss": 0.5, "validation_top1": 0.75, "validation_loss": 0.25})

@@ -18,6 +18,7 @@ from compress.data.labels import hide_labels
 from compress.data.split import HIDDEN, Dataset, Split
 from compress.errors import DataError
 from compress.stages import STAGES
+from compress.stages.circumstances import curves_of
 from compress.stages.distill import DistillInputs
 from compress.stages.qat import QatInputs
 
@@ -132,6 +133,8 @@ def test_the_last_epoch_is_kept(execute: Callable[..., Any]) -> None:
     few = execute(STAGES["train"], "few", labels=10, **how)
     epoch = next(metric.value for metric in few.manifest.metrics if metric.name == "best_epoch")
     assert epoch == 3
+    (curve,) = curves_of([few])
+    assert curve.kept == 3, "which the report names, whichever is best"
 
 
 @pytest.mark.parametrize(

@@ -155,16 +155,18 @@ def test_noise_moves_no_choice_and_gains_do(monkeypatch, chain):
     feed = {"image": data[:1]}
     asked = []
 
-    def chosen(high, seconds=candidates.SECONDS):
+    def chosen(high, longer=1.0, seconds=candidates.SECONDS):
         def together(graphs, given, *, threads, seconds=seconds):
             assert threads == 1
             assert given is feed
             asked.append((tuple(graphs), seconds))
-            return dict.fromkeys(graphs)
+            return {name: name for name in graphs}
 
         monkeypatch.setattr(candidates, "time_together", together)
-        ratio = candidates.LatencyRatio(0.9, 0.8, high, 20)
-        monkeypatch.setattr(candidates, "median_ratio", lambda one, other: ratio)
+        ratio, beside = candidates.LatencyRatio(0.9, 0.8, high, 20), candidates.LatencyRatio(0.95, 0.9, longer, 60)
+        monkeypatch.setattr(
+            candidates, "median_ratio", lambda one, other: beside if (one, other) == ("least_work", "chosen") else ratio
+        )
         return choose(model, full, Goal(sqnr_db=20), lambda: iter([data]), None, DEFAULTS, "latency", feed)
 
     noisy, clear = chosen(1.1), chosen(0.85)
@@ -178,6 +180,15 @@ def test_noise_moves_no_choice_and_gains_do(monkeypatch, chain):
     assert noisy.latency is not None
     assert noisy.latency["chosen"] == {"ratio": 0.9, "low": 0.8, "high": 1.1, "blocks": 20}
     assert noisy.summary().endswith(latency_text(noisy.latency))
+    assert "refuted" not in noisy.latency
+
+    refuted = chosen(0.85, longer=0.97)
+
+    assert refuted.choice.float_layers == ("c1",), "the least work was faster when both were timed longer"
+    assert refuted.latency is not None
+    assert refuted.latency["refuted"]["layers"] == list(clear.choice.float_layers)
+    assert refuted.latency["chosen"] == refuted.latency["least_work"]
+    assert f"{', '.join(clear.choice.float_layers)} in float seemed faster, timed longer 0.90" in refuted.summary()
 
 
 def test_tables_of_a_choice():
