@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from compress.errors import InputError, ModelError, TryAgainError, UsageError
+from compress.errors import DataError, InputError, ModelError, NotComparableError, TryAgainError, UsageError
+from compress.tuning import figures
 from compress.tuning.claims import Outcome
 
 
@@ -81,7 +84,7 @@ def test_an_interrupted_trial_is_repeated_with_the_same_values_and_nothing_else_
     assert done == undisturbed
 
 
-@pytest.mark.parametrize("kind", [ModelError, InputError])
+@pytest.mark.parametrize("kind", [ModelError, InputError, UsageError])
 def test_a_trial_that_fails_because_of_its_values_is_not_repeated(studio, toy, kind):
     def fail(config, workspace):
         if workspace.step == "student" and config.model.widths == (2,):
@@ -124,6 +127,45 @@ def test_other_errors_end_the_worker_and_give_the_trial_back(studio, toy):
     toy.HOOK.clear()
     assert [trial.outcome for trial in studio.trials()] == [Outcome.INTERRUPTED]
     assert [trial.outcome for trial in studio.work()].count(Outcome.DONE) == 6
+
+
+def test_a_step_that_is_the_same_in_every_trial_uses_no_trial_up(studio, toy):
+    def fail(config, workspace):
+        if workspace.step == "teacher":
+            raise ModelError("the loss is nan")
+
+    toy.HOOK.append(fail)
+    with pytest.raises(ModelError, match="the loss is nan"):
+        studio.work()
+    toy.HOOK.clear()
+    assert [trial.outcome for trial in studio.trials()] == [Outcome.INTERRUPTED]
+    assert [trial.outcome for trial in studio.work()].count(Outcome.DONE) == 6
+
+
+def test_data_that_cannot_be_read_use_no_trial_up(studio, toy, monkeypatch):
+    studio.write(("name: toy\n", "name: toy\ndata: {}\n"), ("steps.student.temperature", "steps.teacher.temperature"))
+    monkeypatch.setitem(toy.STAGES, "train", replace(toy.STAGES["train"], splits=("train",)))
+    gone: list[bool] = []
+
+    def digests(data, base, hash_file):
+        if gone:
+            raise DataError("the folder is gone")
+        return {"train": "0"}
+
+    monkeypatch.setattr(toy, "CATALOGUE", replace(toy.CATALOGUE, data_digests=digests))
+    toy.HOOK.append(lambda config, workspace: gone.extend([True] * (toy.RAN.count("student") == 2)))
+    with pytest.raises(DataError, match="the folder is gone"):
+        studio.work()
+    gone.clear()
+    assert [trial.outcome for trial in studio.trials()] == [Outcome.DONE] * 2 + [Outcome.INTERRUPTED]
+
+
+def test_a_latency_that_cannot_be_told_fails_its_trial_alone(studio, monkeypatch):
+    def unclear(*_, **__):
+        raise NotComparableError("a call takes less than the clock resolves")
+
+    monkeypatch.setattr(figures, "accuracy", unclear)
+    assert [trial.outcome for trial in studio.work("tune.trials=2")] == [Outcome.FAILED] * 2
 
 
 def test_a_pruner_ends_trials_that_are_worse_after_the_same_epoch(studio, toy):
