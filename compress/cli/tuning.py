@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from compress.artifacts.store import Store
 from compress.cli.places import shown, store_root
 from compress.cli.render import ABSENT, duration_text, print_document, print_tables
-from compress.errors import EXIT_OK, EXIT_SIGTERM, RecipeError
-from compress.pipeline.recipe import load_recipe
+from compress.errors import EXIT_OK, EXIT_SIGTERM
 from compress.report.tables import Table
 from compress.tuning.claims import Outcome
 from compress.tuning.plot import draw
 from compress.tuning.results import Best, Trial, best_of, pareto, read_trials
-from compress.tuning.space import read_knobs
 from compress.tuning.storage import Place, open_place
-from compress.tuning.studies import Plan, identity, open_study
+from compress.tuning.studies import Plan, identity, open_study, read_plan
 from compress.tuning.trials import Evaluator
 from compress.tuning.workers import end_with_parent, helpers, work
 from compress.tuning.writing import write_best
@@ -72,7 +70,7 @@ def tune_recipe(path: Path, store_option: Path | None, options: TuneOptions) -> 
     """
     from compress.stages import CATALOGUE
 
-    plan = _read_plan(path, options.overrides)
+    plan = read_plan(path, options.overrides, CATALOGUE)
     store = Store(store_root(store_option, path))
     name = options.study or plan.recipe.name
     place = open_place(options.storage, store, name)
@@ -98,19 +96,6 @@ def tune_recipe(path: Path, store_option: Path | None, options: TuneOptions) -> 
             _print_table(plan, trials, best)
         _print_end(trials, best, figure, options.best)
     return EXIT_OK
-
-
-def _read_plan(path: Path, overrides: Sequence[str]) -> Plan:
-    from compress.stages import CATALOGUE
-
-    recipe = load_recipe(path, overrides, CATALOGUE)
-    if recipe.tune is None:
-        raise RecipeError(
-            "the recipe says nothing of tuning: it has no key `tune`",
-            where=str(path),
-            hint="tune: {objectives: {accuracy: STEP}, space: {steps.STEP.learning_rate: {low: 0.01, high: 0.3}}}",
-        )
-    return Plan(recipe, recipe.tune, read_knobs(recipe, recipe.tune, overrides, CATALOGUE), tuple(overrides))
 
 
 def _helper_arguments(path: Path, store: Store, name: str, options: TuneOptions) -> list[str]:

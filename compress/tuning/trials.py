@@ -44,9 +44,13 @@ def trial_recipe(plan: Plan, values: Mapping[str, Any], catalogue: Catalogue) ->
 
     Raises:
         RecipeError: the values do not go together.
+        UsageError: the recipe's file is another one by now.
     """
     settings = overrides_from_values(plan.knobs, values)
-    return plan.cut(load_recipe(plan.recipe.path, [*plan.overrides, *settings], catalogue))
+    try:
+        return plan.cut(load_recipe(plan.recipe.path, [*plan.overrides, *settings], catalogue))
+    finally:
+        plan.check_file()
 
 
 class Evaluator:

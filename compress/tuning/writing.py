@@ -79,12 +79,14 @@ def write_best(plan: Plan, trial: Trial, remark: str, path: Path, store: Store, 
         catalogue: the stages.
 
     Raises:
-        UsageError: the file is the recipe itself, or cannot be written.
+        UsageError: the file is the recipe itself, or cannot be written; the recipe has changed since it was read.
     """
     if path.exists() and path.samefile(plan.recipe.path):
         raise UsageError(f"--best {path}: this is the recipe itself", hint="name another file")
     settings = [*plan.overrides, *overrides_from_values(plan.knobs, trial.values)]
-    text = changed_text(plan.recipe.path.read_text(encoding="utf-8"), settings, remark)
+    written = plan.recipe.path.read_text(encoding="utf-8")
+    plan.check_file()
+    text = changed_text(written, settings, remark)
     try:
         write_durably(path, text.encode())
     except OSError as error:

@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from compress.artifacts import tags
 from compress.errors import DataError, InputError, ModelError, NotComparableError, TryAgainError, UsageError
+from compress.pipeline.recipe import load_recipe
+from compress.pipeline.runner import run
 from compress.tuning import figures
 from compress.tuning.claims import Outcome
+from compress.tuning.studies import identity, read_plan
 
 
 def test_a_study_runs_its_trials_and_notes_what_came_out(studio, toy):
@@ -168,6 +172,25 @@ def test_a_latency_that_cannot_be_told_fails_its_trial_alone(studio, monkeypatch
     assert [trial.outcome for trial in studio.work("tune.trials=2")] == [Outcome.FAILED] * 2
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_a_recipe_that_is_changed_meanwhile_ends_the_worker_and_gives_the_trial_back(studio, toy, half):
+    text = studio.path.read_text()
+
+    def edit(config, workspace):
+        if len(toy.RAN) == 3:
+            studio.path.write_text(text[:100] if half else text.replace("epochs: 2", "epochs: 1"))
+
+    toy.HOOK.append(edit)
+    with pytest.raises(UsageError, match="the recipe was changed while it is tuned") as caught:
+        studio.work()
+    assert caught.value.where == str(studio.path)
+    toy.HOOK.clear()
+    studio.path.write_text(text)
+    trials = studio.trials()
+    assert [trial.outcome for trial in trials] == [Outcome.DONE] * 2 + [Outcome.INTERRUPTED]
+    assert len([trial for trial in studio.work() if trial.outcome is Outcome.DONE]) == 6
+
+
 def test_a_pruner_ends_trials_that_are_worse_after_the_same_epoch(studio, toy):
     trials = studio.work("tune.trials=20", "tune.pruner=median")
     pruned = [trial for trial in trials if trial.outcome is Outcome.PRUNED]
@@ -214,6 +237,29 @@ def test_a_study_of_another_recipe_is_refused_and_left_as_it_is(studio, change, 
     plan, _, study = studio.open(name="other")
     assert study.study_name == "other"
     assert plan.tune.trials == 6
+
+
+@pytest.mark.parametrize("varied", [False, True])
+def test_a_study_is_refused_when_a_tag_has_moved_to_another_run(studio, toy, varied):
+    studio.write(("{stage: train, epochs: 2}", "{stage: tagged, tag: base}"))
+    if varied:
+        studio.write(("    student.model", "    teacher.tag: {choices: [base, none]}\n    student.model"))
+    base = studio.path.with_name("base.yaml")
+    for epochs in (2, 3):
+        base.write_text(f"name: base\nsteps:\n  teacher: {{stage: train, epochs: {epochs}}}\n")
+        record = run(load_recipe(base, [], toy.CATALOGUE), studio.store, toy.CATALOGUE)
+        tags.write(studio.store.root, "base", record.id)
+        if epochs == 2:
+            assert len(studio.work()) == 6
+    with pytest.raises(UsageError, match=r"is of another recipe: earlier\.teacher"):
+        studio.open()
+
+
+@pytest.mark.parametrize(("figure", "names"), [("accuracy", ["validation"]), ("size", [])])
+def test_the_validation_split_belongs_to_a_study_that_looks_at_it(studio, toy, figure, names):
+    studio.write(("name: toy\n", "name: toy\ndata: {}\n"), ("{accuracy: student}", f"{{{figure}: student}}"))
+    catalogue = replace(toy.CATALOGUE, data_digests=lambda data, base, hash_file: {"validation": "1", "test": "2"})
+    assert list(identity(read_plan(studio.path, [], catalogue), studio.store, catalogue)["data"]) == names
 
 
 @pytest.mark.parametrize(
