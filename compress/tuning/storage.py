@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FOLDER = "tune"
 HEARTBEAT_S = 20
 GRACE_S = 90
+_HEAD = b'{"op_code"'  # of every line of a journal
 _DATABASE_WAIT_S = 60
 _DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module: package
 
@@ -162,8 +163,10 @@ def _check_journal(path: Path) -> None:
         raise UsageError("the study's journal must be a file, got a folder", where=str(path), hint=hint)
     with path.open("rb") as file:
         first = file.readline()
+    if not first.endswith(b"\n") and first[: len(_HEAD)] == _HEAD[: len(first)]:
+        return  # a writer that was killed at its first line left half of it; the next one cuts it off
     try:
-        journal = not first or "op_code" in json.loads(first)
+        journal = "op_code" in json.loads(first)
     except ValueError:
         journal = False
     if not journal:

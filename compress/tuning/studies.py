@@ -16,6 +16,7 @@ from compress.pipeline.keys import changes, name_sources, portable
 from compress.pipeline.recipe import Recipe, load_recipe
 from compress.pipeline.stage import Catalogue
 from compress.pipeline.tuning import TuneConfig
+from compress.tuning.claims import FIRST
 from compress.tuning.space import (
     Knob,
     changed_steps,
@@ -213,7 +214,7 @@ def _begin(study: optuna.Study, plan: Plan, document: Mapping[str, Any]) -> None
     study.set_user_attr(IDENTITY, dict(document))
     parameters = {knob.key: knob.parameter(values[knob.key]) for knob in plan.knobs if knob.key in values}
     if len(parameters) == len(plan.knobs) and None not in parameters.values():
-        study.enqueue_trial(parameters)
+        study.enqueue_trial(parameters, user_attrs={FIRST: True})
 
 
 def _another(name: str, place: Place, there: Any, here: Mapping[str, Any]) -> UsageError:

@@ -53,7 +53,9 @@ def test_optuna_that_is_not_installed(studio, monkeypatch):
     assert "pip install" in caught.value.hint
 
 
-@pytest.mark.parametrize("content", [b"name: toy\nseed: 0", b'{"op": 1}\n', b"[1, 2]\n", b"\x00\xff"])
+@pytest.mark.parametrize(
+    "content", [b"name: toy\nseed: 0", b'{"op": 1}\n', b'{"op": 1}', b'{"op_code_of": 1', b"[1, 2]\n", b"\x00\xff"]
+)
 def test_another_file_is_refused_and_left_as_it_is(studio, tmp_path, content):
     path = tmp_path / "precious.yaml"
     path.write_bytes(content)
@@ -94,6 +96,15 @@ def test_half_a_line_that_a_killed_writer_left_is_cut_off(studio):
     assert len(studio.work("tune.trials=7")) == 7
     assert path.read_bytes().startswith(whole + b'{"op_code"')
     assert all(line.startswith(b"{") and line.endswith(b"}") for line in path.read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("half", [b"{", b'{"op_', b'{"op_code":0,"worker_id":"4', b""])
+def test_half_a_first_line_is_a_journal_too(studio, half):
+    path = studio.store.root / "tune" / "toy.journal"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(half)
+    assert len(studio.work()) == 6
+    assert all(line.startswith(b'{"op_code"') and line.endswith(b"}") for line in path.read_bytes().splitlines())
 
 
 def test_one_journal_holds_several_studies(studio, tmp_path):
