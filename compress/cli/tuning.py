@@ -15,12 +15,12 @@ from compress.errors import EXIT_OK, EXIT_SIGTERM
 from compress.report.tables import Table
 from compress.tuning.claims import Outcome
 from compress.tuning.plot import draw
-from compress.tuning.results import Best, Trial, best_of, pareto, read_trials
+from compress.tuning.results import Best, Trial, best_of, check_wanted, pareto, read_trials
 from compress.tuning.storage import Place, open_place
 from compress.tuning.studies import Plan, identity, open_study, read_plan
 from compress.tuning.trials import Evaluator
 from compress.tuning.workers import end_with_parent, helpers, work
-from compress.tuning.writing import write_best
+from compress.tuning.writing import check_target, write_best
 
 if TYPE_CHECKING:
     import optuna
@@ -63,7 +63,7 @@ def tune_recipe(path: Path, store_option: Path | None, options: TuneOptions) -> 
 
     Raises:
         RecipeError: the recipe has no `tune:`, or it is wrong.
-        UsageError: the study is of another recipe.
+        UsageError: the study is of another recipe; `--study`, `--best` or `--trial` name what cannot be.
         UnavailableError: Optuna is not installed.
         ModelError: no trial came to a result.
         CompressError: as `compress.tuning.workers.work`.
@@ -71,14 +71,18 @@ def tune_recipe(path: Path, store_option: Path | None, options: TuneOptions) -> 
     from compress.stages import CATALOGUE
 
     plan = read_plan(path, options.overrides, CATALOGUE)
+    if options.best is not None:
+        check_target(options.best, path)
     store = Store(store_root(store_option, path))
-    name = options.study or plan.recipe.name
+    name = plan.recipe.name if options.study is None else options.study
     place = open_place(options.storage, store, name)
     study = open_study(plan, place, name, identity(plan, store, CATALOGUE))
     evaluator = Evaluator(plan, study, store, CATALOGUE)
     if options.helper:
         return _help(plan, study, place, evaluator)
     printer = _Printer(plan, study, silent=options.as_json or options.quiet)
+    if options.trial is not None:
+        check_wanted(printer.trials(), options.trial)
     printer.begin(place)
     with helpers(options.workers - 1, _helper_arguments(path, store, name, options)):
         work(plan, study, place, evaluator, printer.print_ended)
@@ -147,10 +151,17 @@ class _Printer:
         for trial in self.trials():
             if trial.outcome in _ENDED and trial.number not in self._told:
                 self._told.add(trial.number)
-                what = _figures_text(trial) if trial.outcome is Outcome.DONE else trial.reason.splitlines()[0]
+                what = _figures_text(trial) if trial.outcome is Outcome.DONE else reason_line(trial.reason)
                 values = ", ".join(f"{key} {_short(value)}" for key, value in trial.values.items())
                 seconds = duration_text(trial.seconds)
                 print(f"trial {trial.number:<3}  {trial.outcome:<6}  {seconds:>8}  {what}  ({values})", flush=True)
+
+
+def reason_line(reason: str) -> str:
+    """Why a trial failed, in one line: of a list of problems the problems, without place and hint."""
+    first, *others = reason.splitlines()
+    problems = [line.strip() for line in others if not line.startswith(("  where: ", "  next:  "))]
+    return "; ".join(problems) if first.endswith(":") and problems else first
 
 
 def _short(value: Any) -> str:

@@ -162,7 +162,7 @@ def _refused(knob: Knob, path: Path, overrides: Sequence[str], catalogue: Catalo
 
 def _takes_whole(knob: Knob, path: Path, overrides: Sequence[str], catalogue: Catalogue) -> bool:
     """Whether the recipe refuses a fraction between the ends, which it takes themselves."""
-    if isinstance(knob.entry, Choices) or isinstance(knob.entry.low, float) or isinstance(knob.entry.high, float):
+    if isinstance(knob.entry, Choices) or any(value != int(value) for value in knob.choices()):
         return False
     return bool(recipe_problems(path, [*overrides, *knob.overrides(knob.entry.low + 0.5)], catalogue))
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 from compress.artifacts.files import store_writes
 from compress.artifacts.store import Store
 from compress.errors import ArtifactError, TryAgainError, UnavailableError, UsageError
+from compress.pipeline.steps import NAME
 
 if TYPE_CHECKING:
     import optuna
@@ -97,10 +98,12 @@ def open_place(option: str | None, store: Store, name: str) -> Place:
 
     Raises:
         UnavailableError: Optuna or the database's driver is not installed.
-        UsageError: no URL that SQLAlchemy knows, or a file that is no journal.
+        UsageError: a name that leads elsewhere, no URL that SQLAlchemy knows, or a file that is no journal.
         ArtifactError: the journal is damaged.
         TryAgainError: the database cannot be reached, or the folder cannot be written.
     """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--study {name!r}: expected a letter, then letters, digits, - or _", hint="name it otherwise")
     import_optuna()
     if option is not None and "://" in option:
         folder = store.root / FOLDER

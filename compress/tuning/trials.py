@@ -151,8 +151,10 @@ class Evaluator:
                 self._report(trial, step, record)
 
         options = {"lock_timeout_s": LOCK_TIMEOUT_S, "on_event": on_event, "on_epoch": on_epoch}
+        # Under another name, so that `compress plan` holds a step against the last run of the recipe itself.
+        recorded = replace(recipe, name=f"{recipe.name}-tune")
         try:
-            runner.run(recipe, self._store, self._catalogue, **options)
+            runner.run(recorded, self._store, self._catalogue, **options)
         except (UsageError, InputError) as error:
             varies = last.get("failed") in changed_steps(self._plan.recipe, self._plan.knobs, self._plan.needed)
             # Data that cannot be read stop a step before it starts; no knob turns them.

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from compress.cli.tuning import TuneOptions, tune_recipe
+from compress.cli.tuning import TuneOptions, reason_line, tune_recipe
 from compress.errors import CompressError, RecipeError, UsageError
+from compress.pipeline.machine import FACTS
 from compress.pipeline.recipe import load_recipe
 from compress.stages import CATALOGUE
 
@@ -176,6 +177,7 @@ def test_three_objectives_without_a_look_at_the_test_split(
         figures = trial["figures"]
         assert figures["accuracy"] == {"value": top1, "unit": "fraction", "split": "validation", "n": len(validation)}
         assert figures["size"] == {"value": file.stat().st_size, "unit": "bytes"}
+        assert figures["latency"].items() >= {"unit": "ratio", "cpu": FACTS["cpu"](), "threads": 1, "batch": 1}.items()
         assert figures["latency"]["low"] < figures["latency"]["value"] < figures["latency"]["high"]
     sizes = {
         trial["values"]["steps.student.model.widths"][0]: trial["objectives"]["size"] for trial in document["trials"]
@@ -228,6 +230,39 @@ def test_a_recipe_without_tune(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="it has no key `tune`") as caught:
         tune_recipe(recipe(tmp_path, ""), tmp_path / "store", options())
     assert caught.value.hint.startswith("tune: {objectives:")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"study": "../../x"}, "--study '../../x': expected a letter"),
+        ({"study": ""}, "--study '': expected a letter"),
+        ({"best": Path("nowhere/best.yaml")}, "there is no folder nowhere"),
+        ({"best": Path()}, "this is a folder"),
+        ({"best": Path("tiny.yaml")}, "this is the recipe itself"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe(tmp_path, STUDENT)
+    with pytest.raises(UsageError) as caught:
+        tune_recipe(Path("tiny.yaml"), tmp_path / "store", options(**given))
+    assert told in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("the loss is nan\n  where: step student\n  next:  lower it", "the loss is nan"),
+        ("x.yaml has 1 problem:\n  x.yaml:3: student: too many", "x.yaml:3: student: too many"),
+        ("x.yaml has 2 problems:\n  3: a\n  4: b\n  next:  mend them", "3: a; 4: b"),
+    ],
+)
+def test_a_failed_trial_says_its_reason_in_one_line(reason: str, line: str) -> None:
+    assert reason_line(reason) == line
 
 
 @pytest.mark.slow

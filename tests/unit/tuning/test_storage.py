@@ -39,6 +39,15 @@ def test_a_missing_driver_is_named_with_its_package(studio, monkeypatch):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["../../x", "", ".", "a/b", "1st"])
+@pytest.mark.parametrize("database", [False, True])
+def test_a_name_that_is_no_name_is_refused_before_anything_is_written(studio, tmp_path, name, database):
+    studio.storage = f"sqlite:///{tmp_path / 'studies.db'}" if database else None
+    with pytest.raises(UsageError, match=r"--study .*expected a letter, then letters"):
+        studio.open(name=name)
+    assert [file.name for file in tmp_path.iterdir()] == ["toy.yaml"]
+
+
 def test_a_password_is_not_shown(studio, tmp_path):
     place = open_place(f"sqlite:///{tmp_path / 'studies.db'}?password=x", studio.store, "toy")
     assert place.label.startswith("sqlite:///")

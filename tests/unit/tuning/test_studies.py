@@ -8,6 +8,7 @@ import pytest
 
 from compress.artifacts import tags
 from compress.errors import DataError, InputError, ModelError, NotComparableError, TryAgainError, UsageError
+from compress.pipeline.plan import plan
 from compress.pipeline.recipe import load_recipe
 from compress.pipeline.runner import run
 from compress.tuning import figures
@@ -30,6 +31,15 @@ def test_a_study_runs_its_trials_and_notes_what_came_out(studio, toy):
         assert record is not None
         assert (record.key, record.digest) == (trial.artifacts["student"]["key"], trial.artifacts["student"]["digest"])
     assert toy.RAN.count("teacher") == 1, "what no knob changes is made once"
+
+
+def test_trials_are_no_runs_that_the_recipe_is_held_against(studio, toy):
+    recipe = load_recipe(studio.path, [], toy.CATALOGUE)
+    run(replace(recipe, steps=recipe.steps[:2]), studio.store, toy.CATALOGUE)
+    assert {studio.store.read_run(trial.run).recipe for trial in studio.work()} == {"toy-tune"}
+    studio.write(("temperature: 2.0", "temperature: 2.5"))
+    planned = plan(load_recipe(studio.path, [], toy.CATALOGUE), studio.store, toy.CATALOGUE)
+    assert planned[1].reason == "config changed: temperature 2.0 -> 2.5"
 
 
 def test_no_benchmark_runs_so_no_test_data_are_read(studio, toy):
