@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 from compress.artifacts.store import Store
 from compress.cli.places import shown, store_root
 from compress.cli.render import ABSENT, duration_text, print_document, print_tables
-from compress.errors import EXIT_OK, EXIT_SIGTERM, RecipeError
-from compress.pipeline.recipe import load_recipe
+from compress.errors import EXIT_OK, EXIT_SIGTERM
 from compress.report.tables import Table
 from compress.tuning.claims import Outcome
 from compress.tuning.plot import draw
-from compress.tuning.results import Best, Trial, best_of, pareto, read_trials
-from compress.tuning.space import read_knobs
+from compress.tuning.results import Best, Trial, best_of, check_wanted, pareto, read_trials
 from compress.tuning.storage import Place, open_place
-from compress.tuning.studies import Plan, identity, open_study
+from compress.tuning.studies import Plan, identity, open_study, read_plan
 from compress.tuning.trials import Evaluator
 from compress.tuning.workers import end_with_parent, helpers, work
-from compress.tuning.writing import write_best
+from compress.tuning.writing import check_target, write_best
 
 if TYPE_CHECKING:
     import optuna
@@ -65,22 +63,26 @@ def tune_recipe(path: Path, store_option: Path | None, options: TuneOptions) -> 
 
     Raises:
         RecipeError: the recipe has no `tune:`, or it is wrong.
-        UsageError: the study is of another recipe.
+        UsageError: the study is of another recipe; `--study`, `--best` or `--trial` name what cannot be.
         UnavailableError: Optuna is not installed.
         ModelError: no trial came to a result.
         CompressError: as `compress.tuning.workers.work`.
     """
     from compress.stages import CATALOGUE
 
-    plan = _read_plan(path, options.overrides)
+    plan = read_plan(path, options.overrides, CATALOGUE)
+    if options.best is not None:
+        check_target(options.best, path)
     store = Store(store_root(store_option, path))
-    name = options.study or plan.recipe.name
+    name = plan.recipe.name if options.study is None else options.study
     place = open_place(options.storage, store, name)
     study = open_study(plan, place, name, identity(plan, store, CATALOGUE))
     evaluator = Evaluator(plan, study, store, CATALOGUE)
     if options.helper:
         return _help(plan, study, place, evaluator)
     printer = _Printer(plan, study, silent=options.as_json or options.quiet)
+    if options.trial is not None:
+        check_wanted(printer.trials(), options.trial)
     printer.begin(place)
     with helpers(options.workers - 1, _helper_arguments(path, store, name, options)):
         work(plan, study, place, evaluator, printer.print_ended)
@@ -98,19 +100,6 @@ def tune_recipe(path: Path, store_option: Path | None, options: TuneOptions) -> 
             _print_table(plan, trials, best)
         _print_end(trials, best, figure, options.best)
     return EXIT_OK
-
-
-def _read_plan(path: Path, overrides: Sequence[str]) -> Plan:
-    from compress.stages import CATALOGUE
-
-    recipe = load_recipe(path, overrides, CATALOGUE)
-    if recipe.tune is None:
-        raise RecipeError(
-            "the recipe says nothing of tuning: it has no key `tune`",
-            where=str(path),
-            hint="tune: {objectives: {accuracy: STEP}, space: {steps.STEP.learning_rate: {low: 0.01, high: 0.3}}}",
-        )
-    return Plan(recipe, recipe.tune, read_knobs(recipe, recipe.tune, overrides, CATALOGUE), tuple(overrides))
 
 
 def _helper_arguments(path: Path, store: Store, name: str, options: TuneOptions) -> list[str]:
@@ -162,10 +151,17 @@ class _Printer:
         for trial in self.trials():
             if trial.outcome in _ENDED and trial.number not in self._told:
                 self._told.add(trial.number)
-                what = _figures_text(trial) if trial.outcome is Outcome.DONE else trial.reason.splitlines()[0]
+                what = _figures_text(trial) if trial.outcome is Outcome.DONE else reason_line(trial.reason)
                 values = ", ".join(f"{key} {_short(value)}" for key, value in trial.values.items())
                 seconds = duration_text(trial.seconds)
                 print(f"trial {trial.number:<3}  {trial.outcome:<6}  {seconds:>8}  {what}  ({values})", flush=True)
+
+
+def reason_line(reason: str) -> str:
+    """Why a trial failed, in one line: of a list of problems the problems, without place and hint."""
+    first, *others = reason.splitlines()
+    problems = [line.strip() for line in others if not line.startswith(("  where: ", "  next:  "))]
+    return "; ".join(problems) if first.endswith(":") and problems else first
 
 
 def _short(value: Any) -> str:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 MAX_DEATHS = 5  # a trial that kills its worker every time, e.g. for want of memory, must not hold up the study for ever
-WORKER, REPEATS, DEATHS, INTERRUPTED, SURPLUS, ERROR, REASON = (
-    "worker", "repeats", "deaths", "interrupted", "surplus", "error", "reason",
+WORKER, FIRST, REPEATS, DEATHS, INTERRUPTED, SURPLUS, ERROR, REASON = (
+    "worker", "first", "repeats", "deaths", "interrupted", "surplus", "error", "reason",
 )  # fmt: skip
 
 log = get_logger(__name__)
@@ -152,12 +152,20 @@ class Claims:
     def _all(self) -> Sequence[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _taken(self) -> int:
-        return sum(REPEATS not in one.user_attrs and outcome_of(one) is not Outcome.SURPLUS for one in self._all())
-
-    def _place_of(self, trial: optuna.Trial) -> int | None:
-        """The place of a trial just taken; None where an earlier one has it."""
+    def _known(self) -> dict[int, FrozenTrial]:
+        """Trials by number, without what is surplus: of two machines that began the study, both sent a first one."""
         known = {one.number: one for one in self._all() if outcome_of(one) is not Outcome.SURPLUS}
+        later = [number for number, one in known.items() if FIRST in one.user_attrs][1:]
+        return {number: one for number, one in known.items() if number not in later}
+
+    def _taken(self) -> int:
+        return sum(REPEATS not in one.user_attrs for one in self._known().values())
+
+    def _place_of(self, trial: optuna.Trial | FrozenTrial) -> int | None:
+        """The place of a trial that was taken; None where an earlier one has it, or the study has no such place."""
+        known = self._known()
+        if trial.number not in known:
+            return None
         first, repeats = trial.number, trial.user_attrs.get(REPEATS)
         if any(n < trial.number and one.user_attrs.get(REPEATS) == repeats is not None for n, one in known.items()):
             return None
@@ -179,7 +187,8 @@ class Claims:
                 optuna.storages.fail_stale_trials(self._study)
         repeated = {one.user_attrs.get(REPEATS) for one in self._all()}
         for one in self._all():
-            if outcome_of(one) is Outcome.INTERRUPTED and one.number not in repeated:
+            lost = outcome_of(one) is Outcome.INTERRUPTED and one.number not in repeated
+            if lost and self._place_of(one) is not None:
                 parameters = {**one.system_attrs.get("fixed_params", {}), **one.params}
                 self._study.enqueue_trial(parameters, user_attrs={REPEATS: one.number, DEATHS: deaths_of(one)})
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.manifest import Artifact, Checkpoint
 from compress.errors import UnavailableError
+from compress.pipeline.machine import FACTS
 from compress.stages.contract import INPUT, network_input
 from compress.stages.variants import Runnable, file_of, runnable_from_artifact
 
@@ -23,7 +24,10 @@ WARMUP_MS = 200.0
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number; `low` and `high` are the ends of its 95 % interval, where it has one."""
+    """One measured number; `low` and `high` are the ends of its 95 % interval, where it has one.
+
+    A latency names the processor, the threads of both sessions and the samples per call.
+    """
 
     value: float
     unit: str
@@ -31,6 +35,9 @@ class Figure:
     n: int | None = None
     low: float | None = None
     high: float | None = None
+    cpu: str | None = None
+    threads: int | None = None
+    batch: int | None = None
 
     def document(self) -> dict[str, Any]:
         """The same as JSON, without what it has not."""
@@ -95,7 +102,8 @@ def latency(artifact: Artifact, written: Artifact, images: Split, base: Path, *,
     for one in pair.values():
         _close(one)
     ratio = latency_ratio(measured.samples["trial"], measured.samples["written"])
-    return Figure(ratio.ratio, "ratio", low=ratio.low, high=ratio.high)
+    conditions: dict[str, Any] = {"cpu": FACTS["cpu"](), "threads": threads, "batch": batch}
+    return Figure(ratio.ratio, "ratio", low=ratio.low, high=ratio.high, **conditions)
 
 
 def _running(artifact: Artifact, base: Path, threads: int) -> Runnable:

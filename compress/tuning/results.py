@@ -114,6 +114,22 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial, costs in done if not beaten(costs)]
 
 
+def check_wanted(trials: Sequence[Trial], wanted: int) -> None:
+    """Refuse a trial that will never have a result, before a study goes on for its sake; one may still be to come.
+
+    Raises:
+        UsageError: it has ended without a result.
+    """
+    found = next((trial for trial in trials if trial.number == wanted), None)
+    if found is not None and found.outcome not in (Outcome.WAITING, Outcome.RUNNING, Outcome.DONE):
+        raise _without_result(trials, wanted, f"is {found.outcome}")
+
+
+def _without_result(trials: Sequence[Trial], wanted: int, state: str) -> UsageError:
+    done = ", ".join(str(trial.number) for trial in trials if trial.outcome is Outcome.DONE)
+    return UsageError(f"--trial {wanted}: this trial {state}", hint=f"finished: {done or 'none'}")
+
+
 def best_of(trials: Sequence[Trial], wanted: int | None = None) -> Best:
     """Choose a trial.
 
@@ -132,9 +148,7 @@ def best_of(trials: Sequence[Trial], wanted: int | None = None) -> Best:
     if wanted is not None:
         found = next((trial for trial in trials if trial.number == wanted), None)
         if found is None or found.outcome is not Outcome.DONE:
-            done = ", ".join(str(trial.number) for trial in trials if trial.outcome is Outcome.DONE)
-            state = f"is {found.outcome}" if found else "does not exist"
-            raise UsageError(f"--trial {wanted}: this trial {state}", hint=f"finished: {done or 'none'}")
+            raise _without_result(trials, wanted, f"is {found.outcome}" if found else "does not exist")
         return Best(found, "chosen by --trial")
     front = pareto(trials)
     if not front:

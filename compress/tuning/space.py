@@ -36,6 +36,10 @@ class Knob:
     entry: Range | Choices
     whole: bool = False
 
+    def choices(self) -> tuple[Any, ...]:
+        """Its values, of a `Range` the ends."""
+        return self.entry.choices if isinstance(self.entry, Choices) else (self.entry.low, self.entry.high)
+
     def suggest(self, trial: optuna.Trial) -> Any:
         """Let a trial choose a value.
 
@@ -145,10 +149,8 @@ def _misplaced(knob: Knob, needed: Sequence[str], before: Sequence[Knob]) -> str
 
 def _refused(knob: Knob, path: Path, overrides: Sequence[str], catalogue: Catalogue) -> list[str]:
     """What the recipe says against the knob's values, each tried alone; the same about two values is said once."""
-    entry = knob.entry
-    values = entry.choices if isinstance(entry, Choices) else (entry.low, entry.high)
     found: dict[str, str] = {}
-    for value in values:
+    for value in knob.choices():
         settings = knob.overrides(value)
         for problem in recipe_problems(path, [*overrides, *settings], catalogue):
             complaint = problem
@@ -160,7 +162,7 @@ def _refused(knob: Knob, path: Path, overrides: Sequence[str], catalogue: Catalo
 
 def _takes_whole(knob: Knob, path: Path, overrides: Sequence[str], catalogue: Catalogue) -> bool:
     """Whether the recipe refuses a fraction between the ends, which it takes themselves."""
-    if isinstance(knob.entry, Choices) or isinstance(knob.entry.low, float) or isinstance(knob.entry.high, float):
+    if isinstance(knob.entry, Choices) or any(value != int(value) for value in knob.choices()):
         return False
     return bool(recipe_problems(path, [*overrides, *knob.overrides(knob.entry.low + 0.5)], catalogue))
 

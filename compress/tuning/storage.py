@@ -16,6 +16,7 @@ from filelock import FileLock
 from compress.artifacts.files import store_writes
 from compress.artifacts.store import Store
 from compress.errors import ArtifactError, TryAgainError, UnavailableError, UsageError
+from compress.pipeline.steps import NAME
 
 if TYPE_CHECKING:
     import optuna
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FOLDER = "tune"
 HEARTBEAT_S = 20
 GRACE_S = 90
+_HEAD = b'{"op_code"'  # of every line of a journal
 _DATABASE_WAIT_S = 60
 _DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module: package
 
@@ -96,10 +98,12 @@ def open_place(option: str | None, store: Store, name: str) -> Place:
 
     Raises:
         UnavailableError: Optuna or the database's driver is not installed.
-        UsageError: no URL that SQLAlchemy knows, or a file that is no journal.
+        UsageError: a name that leads elsewhere, no URL that SQLAlchemy knows, or a file that is no journal.
         ArtifactError: the journal is damaged.
         TryAgainError: the database cannot be reached, or the folder cannot be written.
     """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--study {name!r}: expected a letter, then letters, digits, - or _", hint="name it otherwise")
     import_optuna()
     if option is not None and "://" in option:
         folder = store.root / FOLDER
@@ -162,8 +166,10 @@ def _check_journal(path: Path) -> None:
         raise UsageError("the study's journal must be a file, got a folder", where=str(path), hint=hint)
     with path.open("rb") as file:
         first = file.readline()
+    if not first.endswith(b"\n") and first[: len(_HEAD)] == _HEAD[: len(first)]:
+        return  # a writer that was killed at its first line left half of it; the next one cuts it off
     try:
-        journal = not first or "op_code" in json.loads(first)
+        journal = "op_code" in json.loads(first)
     except ValueError:
         journal = False
     if not journal:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.fingerprint import FileHashes, canonical_json
 from compress.artifacts.store import Store
-from compress.errors import UsageError
+from compress.errors import RecipeError, UsageError
 from compress.pipeline.keys import changes, name_sources, portable
-from compress.pipeline.recipe import Recipe
+from compress.pipeline.recipe import Recipe, load_recipe
 from compress.pipeline.stage import Catalogue
 from compress.pipeline.tuning import TuneConfig
-from compress.tuning.space import Knob, changed_steps, needed_steps, values_as_written, without_knobs
+from compress.tuning.claims import FIRST
+from compress.tuning.space import (
+    Knob,
+    changed_steps,
+    needed_steps,
+    overrides_from_values,
+    read_knobs,
+    values_as_written,
+    without_knobs,
+)
 from compress.tuning.storage import Place, explained, quiet
 
 if TYPE_CHECKING:
@@ -35,12 +45,14 @@ class Plan:
         tune: its `tune:`.
         knobs: of its space.
         overrides: what each `--set` said.
+        digest: SHA-256 of the recipe's file.
     """
 
     recipe: Recipe
     tune: TuneConfig
     knobs: tuple[Knob, ...]
     overrides: tuple[str, ...]
+    digest: str | None
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -56,6 +68,19 @@ class Plan:
         """A variant of the recipe without the steps that no objective needs, every benchmark among them."""
         return replace(recipe, steps=tuple(step for step in recipe.steps if step.name in self.needed))
 
+    def check_file(self) -> None:
+        """Refuse to go on with another recipe than the one that the study was opened for.
+
+        Raises:
+            UsageError: the file has changed since it was read, or is gone.
+        """
+        if _digest(self.recipe.path, FileHashes()) != self.digest:
+            raise UsageError(
+                "the recipe was changed while it is tuned",
+                where=str(self.recipe.path),
+                hint="run the command again: the study goes on if its steps and space are still the same",
+            )
+
     @property
     def epochs(self) -> dict[str, int]:
         """Of each step that trains and that a knob may change, in the order in which they run."""
@@ -64,21 +89,51 @@ class Plan:
         return {name: count for name, count in counts.items() if count}
 
 
+def read_plan(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> Plan:
+    """Read a recipe that is to be tuned.
+
+    Args:
+        path: the recipe.
+        overrides: what each `--set` said.
+        catalogue: the stages.
+
+    Raises:
+        RecipeError: the recipe is wrong, or has no `tune:`.
+        UsageError: it is being changed at this moment.
+    """
+    digest = _digest(path, FileHashes())
+    recipe = load_recipe(path, overrides, catalogue)
+    if recipe.tune is None:
+        raise RecipeError(
+            "the recipe says nothing of tuning: it has no key `tune`",
+            where=str(path),
+            hint="tune: {objectives: {accuracy: STEP}, space: {steps.STEP.learning_rate: {low: 0.01, high: 0.3}}}",
+        )
+    knobs = read_knobs(recipe, recipe.tune, overrides, catalogue)
+    plan = Plan(recipe, recipe.tune, knobs, tuple(overrides), digest)
+    plan.check_file()
+    return plan
+
+
 def identity(plan: Plan, store: Store, catalogue: Catalogue) -> dict[str, Any]:
     """All that must stay the same for the trials of a study to be comparable, as one JSON document.
 
     Raises:
         DataError: the data cannot be read.
+        UsageError: a step stands for an artifact of an earlier run that is not there.
+        ArtifactError: that artifact is damaged.
     """
     recipe, tune = plan.recipe, plan.tune
     hashes = store.hashes()
     digests = catalogue.data_digests(recipe.data, recipe.base, hashes.sha256) if recipe.data is not None else {}
     read = {split for name in plan.needed for split in recipe.step(name).stage.splits}
+    read |= {"validation"} if {"accuracy", "latency"} & set(plan.objectives) else set()
     document = {
         "seed": recipe.seed,
         "data": {split: digest for split, digest in digests.items() if split in read},
         "steps": without_knobs(recipe, plan.knobs, plan.needed),
         "sources": {name: _digest(path, hashes) for name, path in _sources(plan).items()},
+        "earlier": _earlier(plan, store, catalogue),
         "tune": tune.model_dump(mode="json", include={"objectives", "space", "batch", "threads"}),
     }
     return json.loads(canonical_json(portable(document, recipe.base, {})))
@@ -89,6 +144,29 @@ def _sources(plan: Plan) -> dict[str, Path]:
     recipe = plan.recipe
     steps = [recipe.step(name) for name in plan.needed]
     return name_sources([path for step in steps for path in step.stage.sources(step.config, recipe.base)], recipe.base)
+
+
+def _earlier(plan: Plan, store: Store, catalogue: Catalogue) -> dict[str, Any]:
+    """What steps that stand for artifacts of earlier runs stand for now: digests, by choice where a knob turns one."""
+    found: dict[str, Any] = {}
+    for name in plan.needed:
+        step = plan.recipe.step(name)
+        knobs = [knob for knob in plan.knobs if any(path[1] == name for path in knob.paths)]
+        if step.stage.earlier is not None and not knobs:
+            found[name] = step.stage.earlier(step.config, store).manifest.digest
+        elif step.stage.earlier is not None:
+            choices = [[(knob.key, value) for value in knob.choices()] for knob in knobs]
+            settings = [overrides_from_values(knobs, dict(chosen)) for chosen in product(*choices)]
+            found[name] = {" ".join(one): _stands_for(plan, name, one, store, catalogue) for one in settings}
+    return found
+
+
+def _stands_for(plan: Plan, name: str, settings: Sequence[str], store: Store, catalogue: Catalogue) -> str | None:
+    try:
+        step = load_recipe(plan.recipe.path, [*plan.overrides, *settings], catalogue).step(name)
+        return step.stage.earlier(step.config, store).manifest.digest if step.stage.earlier is not None else None
+    except UsageError:  # a trial will explain it
+        return None
 
 
 def _digest(path: Path, hashes: FileHashes) -> str | None:
@@ -136,7 +214,7 @@ def _begin(study: optuna.Study, plan: Plan, document: Mapping[str, Any]) -> None
     study.set_user_attr(IDENTITY, dict(document))
     parameters = {knob.key: knob.parameter(values[knob.key]) for knob in plan.knobs if knob.key in values}
     if len(parameters) == len(plan.knobs) and None not in parameters.values():
-        study.enqueue_trial(parameters)
+        study.enqueue_trial(parameters, user_attrs={FIRST: True})
 
 
 def _another(name: str, place: Place, there: Any, here: Mapping[str, Any]) -> UsageError:

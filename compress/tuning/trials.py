@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifacts.manifest import Artifact
 from compress.artifacts.store import Store
+from compress.errors import DataError, InputError, ModelError, NotComparableError, RecipeError, UsageError
 from compress.log import get_logger
 from compress.pipeline import runner
 from compress.pipeline.recipe import Recipe, load_recipe
@@ -16,7 +17,7 @@ from compress.pipeline.runner import StepEvent
 from compress.pipeline.stage import Catalogue
 from compress.tuning import figures
 from compress.tuning.figures import Figure
-from compress.tuning.space import overrides_from_values
+from compress.tuning.space import changed_steps, overrides_from_values
 from compress.tuning.studies import AS_WRITTEN, Plan
 
 if TYPE_CHECKING:
@@ -34,14 +35,22 @@ class Pruned(BaseException):
     """The study gave the trial up; a BaseException, so that nothing but clean-up handles it on the way out."""
 
 
+class Unfit(Exception):
+    """A trial failed because of its values, and would fail again; its cause is the error that says how."""
+
+
 def trial_recipe(plan: Plan, values: Mapping[str, Any], catalogue: Catalogue) -> Recipe:
     """The recipe with some values, cut down to the steps that the objectives need: no benchmark, so no test image.
 
     Raises:
         RecipeError: the values do not go together.
+        UsageError: the recipe's file is another one by now.
     """
     settings = overrides_from_values(plan.knobs, values)
-    return plan.cut(load_recipe(plan.recipe.path, [*plan.overrides, *settings], catalogue))
+    try:
+        return plan.cut(load_recipe(plan.recipe.path, [*plan.overrides, *settings], catalogue))
+    finally:
+        plan.check_file()
 
 
 class Evaluator:
@@ -92,13 +101,19 @@ class Evaluator:
 
         Raises:
             Pruned: the study gives the trial up after an epoch.
-            RecipeError: the values do not go together.
-            InputError: data or model cannot take them, e.g. because the loss is not finite.
+            Unfit: the values do not go together, or a step that depends on them cannot take them, e.g. because the
+                loss is not finite, or the figures cannot be had from what came out.
             CompressError: what has nothing to do with the values.
         """
-        recipe = trial_recipe(self._plan, values, self._catalogue)
+        try:
+            recipe = trial_recipe(self._plan, values, self._catalogue)
+        except RecipeError as error:
+            raise Unfit(str(error)) from error
         made = self._make(recipe, trial)
-        found = {figure: self._figure(figure, made[step]) for figure, step in self._plan.objectives.items()}
+        try:
+            found = {figure: self._figure(figure, made[step]) for figure, step in self._plan.objectives.items()}
+        except (ModelError, NotComparableError) as error:
+            raise Unfit(str(error)) from error
         named = {step: made[step].manifest for step in dict.fromkeys(self._plan.objectives.values())}
         artifacts = {step: {"stage": one.stage, "key": one.key, "digest": one.digest} for step, one in named.items()}
         trial.set_user_attr(ARTIFACTS, artifacts)
@@ -118,10 +133,12 @@ class Evaluator:
         return figures.latency(artifact, self._written, self._validation, base, **options)
 
     def _make(self, recipe: Recipe, trial: optuna.Trial | None) -> dict[str, Artifact]:
-        """Run a recipe; returns its artifacts by step."""
+        """Run a recipe, of a trial or as it is written; returns its artifacts by step."""
         made: dict[str, Artifact] = {}
+        last: dict[str, str] = {}
 
         def on_event(event: StepEvent) -> None:
+            last[event.kind] = event.step
             if event.kind == "waiting":
                 log.info("%s: another worker is making it; waiting for its result", event.step)
             if trial is not None and event.index == 1 and event.step not in made:
@@ -134,7 +151,17 @@ class Evaluator:
                 self._report(trial, step, record)
 
         options = {"lock_timeout_s": LOCK_TIMEOUT_S, "on_event": on_event, "on_epoch": on_epoch}
-        runner.run(recipe, self._store, self._catalogue, **options)
+        # Under another name, so that `compress plan` holds a step against the last run of the recipe itself.
+        recorded = replace(recipe, name=f"{recipe.name}-tune")
+        try:
+            runner.run(recorded, self._store, self._catalogue, **options)
+        except (UsageError, InputError) as error:
+            varies = last.get("failed") in changed_steps(self._plan.recipe, self._plan.knobs, self._plan.needed)
+            # Data that cannot be read stop a step before it starts; no knob turns them.
+            unread = isinstance(error, DataError) and last.get("start") != last.get("failed")
+            if trial is None or not varies or unread:
+                raise
+            raise Unfit(str(error)) from error
         return made
 
     def _report(self, trial: optuna.Trial, step: str, record: Mapping[str, Any]) -> None:

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.errors import InputError, RecipeError
 from compress.log import get_logger
 from compress.tuning.claims import ERROR, REASON, Claims
 from compress.tuning.storage import Place, explained
 from compress.tuning.studies import Plan, choose
-from compress.tuning.trials import Evaluator, Pruned
+from compress.tuning.trials import Evaluator, Pruned, Unfit
 
 if TYPE_CHECKING:
     import optuna
@@ -34,7 +33,8 @@ def work(
     """Run trials until every place of the study is used up; a trial of a worker that dies meanwhile is taken over.
 
     A trial that fails because of its values (they do not go together, training diverges, a calibration set is too
-    small) has used its place up. Any other error, and a signal, gives the trial back and ends the worker.
+    small) has used its place up. Any other error, and a signal, gives the trial back and ends the worker: data that
+    cannot be read, a step that is the same in every trial, a full disk.
 
     Args:
         plan: what is tuned.
@@ -75,7 +75,7 @@ def _run(
             except Pruned as reason:
                 trial.set_user_attr(REASON, str(reason))
                 study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-            except (RecipeError, InputError) as error:
+            except Unfit as error:
                 trial.set_user_attr(ERROR, str(error))
                 study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             else:

@@ -67,6 +67,22 @@ def _unshare(recipe: Any, path: Sequence[Any]) -> None:
         recipe = inner
 
 
+def check_target(path: Path, recipe: Path) -> None:
+    """Refuse a file that the best recipe cannot be written to, before a study begins for its sake.
+
+    Raises:
+        UsageError: its folder does not exist, it is a folder, or the recipe itself.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"--best {path}: cannot be written: there is no folder {path.parent}", hint=f"mkdir -p {path.parent}"
+        )
+    if path.is_dir():
+        raise UsageError(f"--best {path}: cannot be written: this is a folder", hint="name a file in it")
+    if path.exists() and path.samefile(recipe):
+        raise UsageError(f"--best {path}: this is the recipe itself", hint="name another file")
+
+
 def write_best(plan: Plan, trial: Trial, remark: str, path: Path, store: Store, catalogue: Catalogue) -> None:
     """Write the recipe with a trial's values, then ask what a run of it would do.
 
@@ -79,12 +95,13 @@ def write_best(plan: Plan, trial: Trial, remark: str, path: Path, store: Store, 
         catalogue: the stages.
 
     Raises:
-        UsageError: the file is the recipe itself, or cannot be written.
+        UsageError: the file is the recipe itself, or cannot be written; the recipe has changed since it was read.
     """
-    if path.exists() and path.samefile(plan.recipe.path):
-        raise UsageError(f"--best {path}: this is the recipe itself", hint="name another file")
+    check_target(path, plan.recipe.path)
     settings = [*plan.overrides, *overrides_from_values(plan.knobs, trial.values)]
-    text = changed_text(plan.recipe.path.read_text(encoding="utf-8"), settings, remark)
+    written = plan.recipe.path.read_text(encoding="utf-8")
+    plan.check_file()
+    text = changed_text(written, settings, remark)
     try:
         write_durably(path, text.encode())
     except OSError as error:

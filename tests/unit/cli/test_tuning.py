@@ -11,13 +11,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compress.cli.tuning import TuneOptions, tune_recipe
+from compress.cli.tuning import TuneOptions, reason_line, tune_recipe
 from compress.errors import CompressError, RecipeError, UsageError
+from compress.pipeline.machine import FACTS
 from compress.pipeline.recipe import load_recipe
 from compress.stages import CATALOGUE
 
@@ -37,7 +39,7 @@ steps:
     learning_rate: 0.05  # peak
     threads: 1
   float: {stage: export, model: student}
-  int8: {stage: calibrate, model: float, samples: 60, method: minmax}
+  int8: {stage: calibrate, model: float, samples: 100, method: minmax}
   report: {stage: benchmark, reference: teacher, float_twin: float, variants: [int8]}
 """
 STUDENT = """\
@@ -135,14 +137,10 @@ def test_twenty_trials_of_two_workers_interrupted_killed_and_resumed(tmp_path: P
 
 
 class Sealed:
-    """A dataset whose test split nobody may look at."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    """A test split that nobody may look at."""
 
     def __getattr__(self, name: str) -> Any:
-        assert name != "test", "tuning read the test split"
-        return getattr(self._dataset, name)
+        raise AssertionError(f"tuning read the test split: {name}")
 
 
 @pytest.mark.slow
@@ -154,7 +152,7 @@ def test_three_objectives_without_a_look_at_the_test_split(
     from compress.engines.onnxruntime_session import OnnxRuntimeSession
 
     load = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda *given: Sealed(load(*given)))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: replace(load(*given), test=Sealed()))
     path, root = recipe(tmp_path, INT8), tmp_path / "store"
     assert tune_recipe(path, root, options(best=tmp_path / "best.yaml")) == 0
     printed = capsys.readouterr().out
@@ -176,6 +174,7 @@ def test_three_objectives_without_a_look_at_the_test_split(
         figures = trial["figures"]
         assert figures["accuracy"] == {"value": top1, "unit": "fraction", "split": "validation", "n": len(validation)}
         assert figures["size"] == {"value": file.stat().st_size, "unit": "bytes"}
+        assert figures["latency"].items() >= {"unit": "ratio", "cpu": FACTS["cpu"](), "threads": 1, "batch": 1}.items()
         assert figures["latency"]["low"] < figures["latency"]["value"] < figures["latency"]["high"]
     sizes = {
         trial["values"]["steps.student.model.widths"][0]: trial["objectives"]["size"] for trial in document["trials"]
@@ -228,6 +227,39 @@ def test_a_recipe_without_tune(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="it has no key `tune`") as caught:
         tune_recipe(recipe(tmp_path, ""), tmp_path / "store", options())
     assert caught.value.hint.startswith("tune: {objectives:")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"study": "../../x"}, "--study '../../x': expected a letter"),
+        ({"study": ""}, "--study '': expected a letter"),
+        ({"best": Path("nowhere/best.yaml")}, "there is no folder nowhere"),
+        ({"best": Path()}, "this is a folder"),
+        ({"best": Path("tiny.yaml")}, "this is the recipe itself"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe(tmp_path, STUDENT)
+    with pytest.raises(UsageError) as caught:
+        tune_recipe(Path("tiny.yaml"), tmp_path / "store", options(**given))
+    assert told in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("the loss is nan\n  where: step student\n  next:  lower it", "the loss is nan"),
+        ("x.yaml has 1 problem:\n  x.yaml:3: student: too many", "x.yaml:3: student: too many"),
+        ("x.yaml has 2 problems:\n  3: a\n  4: b\n  next:  mend them", "3: a; 4: b"),
+    ],
+)
+def test_a_failed_trial_says_its_reason_in_one_line(reason: str, line: str) -> None:
+    assert reason_line(reason) == line
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from compress.artifacts.store import Store
 from compress.tuning.results import Trial, read_trials
 from compress.tuning.storage import open_place
-from compress.tuning.studies import identity, open_study
+from compress.tuning.studies import identity, open_study, read_plan
 from compress.tuning.trials import Evaluator
 from compress.tuning.workers import work
 
@@ -54,7 +54,7 @@ class Studio:
         self.path.write_text(text)
 
     def open(self, *overrides: str, name: str = "toy") -> tuple[Any, Any, Any]:
-        plan = self.toy.read_plan(self.path, *overrides)
+        plan = read_plan(self.path, overrides, self.toy.CATALOGUE)
         place = open_place(self.storage, self.store, name)
         return plan, place, open_study(plan, place, name, identity(plan, self.store, self.toy.CATALOGUE))
 

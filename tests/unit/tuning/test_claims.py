@@ -15,7 +15,9 @@ import optuna
 import pytest
 
 from compress.tuning import claims as module
+from compress.tuning import studies
 from compress.tuning.claims import Claims, Outcome, outcome_of
+from compress.tuning.storage import quiet
 
 STORAGES = ["journal", "database"]
 
@@ -199,6 +201,46 @@ def test_a_place_that_two_machines_took_at_once_is_kept_by_the_first(studio, mon
         assert claims.claim() is None
     assert [outcome_of(trial) for trial in study.get_trials()] == [Outcome.RUNNING, Outcome.SURPLUS]
     assert len(studio.trials()) == 1, "nobody is told of it"
+
+
+def test_two_machines_that_begin_a_study_at_once_try_the_recipe_as_it_is_written_once(studio, tmp_path, monkeypatch):
+    studio.storage = f"sqlite:///{tmp_path / 'studies.db'}"
+    begin = studies._begin
+
+    def both(*given):
+        begin(*given)
+        begin(*given)  # the other one, which saw no trial either
+
+    monkeypatch.setattr(studies, "_begin", both)
+    trials = studio.work()
+    assert [trial.outcome for trial in trials] == [Outcome.DONE] * 6
+    written = {"steps.student.temperature": 2.0, "student.model.widths": [4]}
+    assert [trial.values == written for trial in trials] == [True] + [False] * 5
+
+
+def test_a_first_trial_that_was_interrupted_is_repeated(shared):
+    _, place, study = shared.open()
+    with Claims(study, place, 2) as claims:
+        claims.interrupt(took(claims)[0])
+        trial, position = took(claims)
+        assert (trial.number, position, trial.user_attrs["repeats"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_a_trial_whose_place_was_taken_already_is_not_repeated(shared, repeat):
+    _, place, study = shared.open()
+    with Claims(study, place, 1) as claims:
+        trial, _ = took(claims)
+        if repeat:
+            claims.interrupt(trial)
+            trial, _ = took(claims)
+            study.enqueue_trial({}, user_attrs={"repeats": 0})  # by another machine at the same moment
+        with quiet():
+            surplus = study.ask()  # and dead before it was found to be surplus
+        claims.interrupt(surplus)
+        study.tell(trial, 0.5)
+        assert claims.claim() is None
+        assert len(study.get_trials()) == surplus.number + 1
 
 
 def test_a_trial_that_kills_every_worker_does_not_hold_up_the_study(studio):

@@ -8,7 +8,7 @@ import pytest
 
 from compress.errors import ModelError, UsageError
 from compress.tuning.claims import Outcome
-from compress.tuning.results import Trial, best_of, pareto
+from compress.tuning.results import Trial, best_of, check_wanted, pareto
 
 
 def trial(number: int, outcome: Outcome = Outcome.DONE, reason: str = "", **objectives: float) -> Trial:
@@ -62,6 +62,17 @@ def test_a_person_may_choose():
     assert caught.value.hint == "finished: 0, 1"
     with pytest.raises(UsageError, match="--trial 9: this trial does not exist"):
         best_of(trials, 9)
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_a_trial_that_will_have_no_result_is_refused_before_the_study_goes_on(outcome):
+    trials = [trial(0, accuracy=0.5), trial(1, outcome)]
+    check_wanted(trials, 9)  # it may be to come
+    if outcome in (Outcome.WAITING, Outcome.RUNNING, Outcome.DONE):
+        check_wanted(trials, 1)
+    else:
+        with pytest.raises(UsageError, match=f"--trial 1: this trial is {outcome}"):
+            check_wanted(trials, 1)
 
 
 def test_a_study_without_a_result():

@@ -75,7 +75,10 @@ def test_two_knobs_for_one_key_are_refused(studio, other):
     ("entry", "whole"),
     [
         ("samples: {low: 1, high: 9}", True),
+        ("samples: {low: 1.0, high: 9.0}", True),
+        ("samples: {low: 1, high: 9.0}", True),
         ("temperature: {low: 1, high: 9}", False),
+        ("temperature: {low: 1.5, high: 9}", False),
         ("temperature: {low: 1.0, high: 9}", False),
         ("samples: {choices: [1, 2]}", False),
     ],

@@ -39,6 +39,15 @@ def test_a_missing_driver_is_named_with_its_package(studio, monkeypatch):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["../../x", "", ".", "a/b", "1st"])
+@pytest.mark.parametrize("database", [False, True])
+def test_a_name_that_is_no_name_is_refused_before_anything_is_written(studio, tmp_path, name, database):
+    studio.storage = f"sqlite:///{tmp_path / 'studies.db'}" if database else None
+    with pytest.raises(UsageError, match=r"--study .*expected a letter, then letters"):
+        studio.open(name=name)
+    assert [file.name for file in tmp_path.iterdir()] == ["toy.yaml"]
+
+
 def test_a_password_is_not_shown(studio, tmp_path):
     place = open_place(f"sqlite:///{tmp_path / 'studies.db'}?password=x", studio.store, "toy")
     assert place.label.startswith("sqlite:///")
@@ -53,7 +62,9 @@ def test_optuna_that_is_not_installed(studio, monkeypatch):
     assert "pip install" in caught.value.hint
 
 
-@pytest.mark.parametrize("content", [b"name: toy\nseed: 0", b'{"op": 1}\n', b"[1, 2]\n", b"\x00\xff"])
+@pytest.mark.parametrize(
+    "content", [b"name: toy\nseed: 0", b'{"op": 1}\n', b'{"op": 1}', b'{"op_code_of": 1', b"[1, 2]\n", b"\x00\xff"]
+)
 def test_another_file_is_refused_and_left_as_it_is(studio, tmp_path, content):
     path = tmp_path / "precious.yaml"
     path.write_bytes(content)
@@ -94,6 +105,15 @@ def test_half_a_line_that_a_killed_writer_left_is_cut_off(studio):
     assert len(studio.work("tune.trials=7")) == 7
     assert path.read_bytes().startswith(whole + b'{"op_code"')
     assert all(line.startswith(b"{") and line.endswith(b"}") for line in path.read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("half", [b"{", b'{"op_', b'{"op_code":0,"worker_id":"4', b""])
+def test_half_a_first_line_is_a_journal_too(studio, half):
+    path = studio.store.root / "tune" / "toy.journal"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(half)
+    assert len(studio.work()) == 6
+    assert all(line.startswith(b'{"op_code"') and line.endswith(b"}") for line in path.read_bytes().splitlines())
 
 
 def test_one_journal_holds_several_studies(studio, tmp_path):

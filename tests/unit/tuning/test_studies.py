@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from compress.errors import InputError, ModelError, TryAgainError, UsageError
+from compress.artifacts import tags
+from compress.errors import DataError, InputError, ModelError, NotComparableError, TryAgainError, UsageError
+from compress.pipeline.plan import plan
+from compress.pipeline.recipe import load_recipe
+from compress.pipeline.runner import run
+from compress.tuning import figures
 from compress.tuning.claims import Outcome
+from compress.tuning.studies import identity, read_plan
 
 
 def test_a_study_runs_its_trials_and_notes_what_came_out(studio, toy):
@@ -23,6 +31,15 @@ def test_a_study_runs_its_trials_and_notes_what_came_out(studio, toy):
         assert record is not None
         assert (record.key, record.digest) == (trial.artifacts["student"]["key"], trial.artifacts["student"]["digest"])
     assert toy.RAN.count("teacher") == 1, "what no knob changes is made once"
+
+
+def test_trials_are_no_runs_that_the_recipe_is_held_against(studio, toy):
+    recipe = load_recipe(studio.path, [], toy.CATALOGUE)
+    run(replace(recipe, steps=recipe.steps[:2]), studio.store, toy.CATALOGUE)
+    assert {studio.store.read_run(trial.run).recipe for trial in studio.work()} == {"toy-tune"}
+    studio.write(("temperature: 2.0", "temperature: 2.5"))
+    planned = plan(load_recipe(studio.path, [], toy.CATALOGUE), studio.store, toy.CATALOGUE)
+    assert planned[1].reason == "config changed: temperature 2.0 -> 2.5"
 
 
 def test_no_benchmark_runs_so_no_test_data_are_read(studio, toy):
@@ -81,7 +98,7 @@ def test_an_interrupted_trial_is_repeated_with_the_same_values_and_nothing_else_
     assert done == undisturbed
 
 
-@pytest.mark.parametrize("kind", [ModelError, InputError])
+@pytest.mark.parametrize("kind", [ModelError, InputError, UsageError])
 def test_a_trial_that_fails_because_of_its_values_is_not_repeated(studio, toy, kind):
     def fail(config, workspace):
         if workspace.step == "student" and config.model.widths == (2,):
@@ -124,6 +141,64 @@ def test_other_errors_end_the_worker_and_give_the_trial_back(studio, toy):
     toy.HOOK.clear()
     assert [trial.outcome for trial in studio.trials()] == [Outcome.INTERRUPTED]
     assert [trial.outcome for trial in studio.work()].count(Outcome.DONE) == 6
+
+
+def test_a_step_that_is_the_same_in_every_trial_uses_no_trial_up(studio, toy):
+    def fail(config, workspace):
+        if workspace.step == "teacher":
+            raise ModelError("the loss is nan")
+
+    toy.HOOK.append(fail)
+    with pytest.raises(ModelError, match="the loss is nan"):
+        studio.work()
+    toy.HOOK.clear()
+    assert [trial.outcome for trial in studio.trials()] == [Outcome.INTERRUPTED]
+    assert [trial.outcome for trial in studio.work()].count(Outcome.DONE) == 6
+
+
+def test_data_that_cannot_be_read_use_no_trial_up(studio, toy, monkeypatch):
+    studio.write(("name: toy\n", "name: toy\ndata: {}\n"), ("steps.student.temperature", "steps.teacher.temperature"))
+    monkeypatch.setitem(toy.STAGES, "train", replace(toy.STAGES["train"], splits=("train",)))
+    gone: list[bool] = []
+
+    def digests(data, base, hash_file):
+        if gone:
+            raise DataError("the folder is gone")
+        return {"train": "0"}
+
+    monkeypatch.setattr(toy, "CATALOGUE", replace(toy.CATALOGUE, data_digests=digests))
+    toy.HOOK.append(lambda config, workspace: gone.extend([True] * (toy.RAN.count("student") == 2)))
+    with pytest.raises(DataError, match="the folder is gone"):
+        studio.work()
+    gone.clear()
+    assert [trial.outcome for trial in studio.trials()] == [Outcome.DONE] * 2 + [Outcome.INTERRUPTED]
+
+
+def test_a_latency_that_cannot_be_told_fails_its_trial_alone(studio, monkeypatch):
+    def unclear(*_, **__):
+        raise NotComparableError("a call takes less than the clock resolves")
+
+    monkeypatch.setattr(figures, "accuracy", unclear)
+    assert [trial.outcome for trial in studio.work("tune.trials=2")] == [Outcome.FAILED] * 2
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_recipe_that_is_changed_meanwhile_ends_the_worker_and_gives_the_trial_back(studio, toy, half):
+    text = studio.path.read_text()
+
+    def edit(config, workspace):
+        if len(toy.RAN) == 3:
+            studio.path.write_text(text[:100] if half else text.replace("epochs: 2", "epochs: 1"))
+
+    toy.HOOK.append(edit)
+    with pytest.raises(UsageError, match="the recipe was changed while it is tuned") as caught:
+        studio.work()
+    assert caught.value.where == str(studio.path)
+    toy.HOOK.clear()
+    studio.path.write_text(text)
+    trials = studio.trials()
+    assert [trial.outcome for trial in trials] == [Outcome.DONE] * 2 + [Outcome.INTERRUPTED]
+    assert len([trial for trial in studio.work() if trial.outcome is Outcome.DONE]) == 6
 
 
 def test_a_pruner_ends_trials_that_are_worse_after_the_same_epoch(studio, toy):
@@ -172,6 +247,29 @@ def test_a_study_of_another_recipe_is_refused_and_left_as_it_is(studio, change, 
     plan, _, study = studio.open(name="other")
     assert study.study_name == "other"
     assert plan.tune.trials == 6
+
+
+@pytest.mark.parametrize("varied", [False, True])
+def test_a_study_is_refused_when_a_tag_has_moved_to_another_run(studio, toy, varied):
+    studio.write(("{stage: train, epochs: 2}", "{stage: tagged, tag: base}"))
+    if varied:
+        studio.write(("    student.model", "    teacher.tag: {choices: [base, none]}\n    student.model"))
+    base = studio.path.with_name("base.yaml")
+    for epochs in (2, 3):
+        base.write_text(f"name: base\nsteps:\n  teacher: {{stage: train, epochs: {epochs}}}\n")
+        record = run(load_recipe(base, [], toy.CATALOGUE), studio.store, toy.CATALOGUE)
+        tags.write(studio.store.root, "base", record.id)
+        if epochs == 2:
+            assert len(studio.work()) == 6
+    with pytest.raises(UsageError, match=r"is of another recipe: earlier\.teacher"):
+        studio.open()
+
+
+@pytest.mark.parametrize(("figure", "names"), [("accuracy", ["validation"]), ("size", [])])
+def test_the_validation_split_belongs_to_a_study_that_looks_at_it(studio, toy, figure, names):
+    studio.write(("name: toy\n", "name: toy\ndata: {}\n"), ("{accuracy: student}", f"{{{figure}: student}}"))
+    catalogue = replace(toy.CATALOGUE, data_digests=lambda data, base, hash_file: {"validation": "1", "test": "2"})
+    assert list(identity(read_plan(studio.path, [], catalogue), studio.store, catalogue)["data"]) == names
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from compress.errors import RecipeError, UsageError
+from compress.pipeline.recipe import load_recipe
 from compress.pipeline.runner import run
 from compress.tuning.results import best_of
 from compress.tuning.writing import changed_text, write_best
@@ -77,7 +78,7 @@ def test_a_run_of_the_written_recipe_gives_what_the_study_recorded(studio, toy, 
     text = path.read_text()
     assert "# softening" in text
     assert text.endswith("# the best\n")
-    recipe = plan.cut(toy.read_plan(path).recipe)
+    recipe = plan.cut(load_recipe(path, [], toy.CATALOGUE))
     record = run(recipe, studio.store, toy.CATALOGUE)
     assert [step.status for step in record.steps] == ["hit", "hit"]
     made = record.step("student")
@@ -92,6 +93,15 @@ def test_another_store_is_warned_of(studio, toy, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "compress"):
         write_best(plan, best, "", tmp_path / "best.yaml", type(studio.store)(tmp_path / "other"), toy.CATALOGUE)
     assert "student is not in this store and would be made anew: depends on teacher" in caplog.text
+
+
+def test_a_recipe_that_was_changed_meanwhile_is_not_written(studio, toy, tmp_path):
+    plan, *_ = studio.open()
+    best = best_of(studio.work()).trial
+    studio.write(("epochs: 2", "epochs: 1"))
+    with pytest.raises(UsageError, match="the recipe was changed while it is tuned"):
+        write_best(plan, best, "", tmp_path / "best.yaml", studio.store, toy.CATALOGUE)
+    assert not (tmp_path / "best.yaml").exists()
 
 
 def test_what_cannot_be_written(studio, toy, tmp_path):

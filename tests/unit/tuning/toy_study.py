@@ -5,6 +5,7 @@ it says `ready` and begins at a line from standard input.
 """
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -14,13 +15,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress.artifacts.manifest import Checkpoint, Metric, Report
+from compress.artifacts import tags
+from compress.artifacts.manifest import Artifact, Checkpoint, Metric, Report
 from compress.artifacts.store import Store
-from compress.pipeline.recipe import load_recipe
+from compress.errors import UsageError
 from compress.pipeline.stage import Catalogue, Stage, StageConfig
-from compress.tuning.space import read_knobs
 from compress.tuning.storage import open_place
-from compress.tuning.studies import Plan, identity, open_study
+from compress.tuning.studies import identity, open_study, read_plan
 from compress.tuning.trials import Evaluator
 from compress.tuning.workers import work
 
@@ -44,6 +45,10 @@ class TrainConfig(StageConfig):
         if self.samples * self.epochs > 40:
             raise ValueError("samples times epochs must not exceed 40")
         return self
+
+
+class TaggedConfig(StageConfig):
+    tag: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,19 @@ def train(config: Any, inputs: Any, workspace: Any) -> list[Metric]:
     return [Metric(name="top1", value=top1, unit="fraction", split="validation", n=100)]
 
 
+def find(config: Any, store: Store) -> Artifact:
+    """What the one step of a tagged run made."""
+    if config.tag not in tags.names(store.root):
+        raise UsageError(f"there is no tag {config.tag!r}")
+    return store.artifact_of(store.read_run(config.tag).steps[0])
+
+
+def copy(config: Any, inputs: Any, workspace: Any) -> list[Metric]:
+    for name in workspace.earlier.manifest.files:
+        shutil.copyfile(workspace.earlier.path / name, workspace.path / name)
+    return list(workspace.earlier.manifest.metrics)
+
+
 def measure(config: Any, inputs: Any, workspace: Any) -> list[Metric]:
     raise AssertionError("a benchmark reads test data")
 
@@ -86,6 +104,7 @@ def measure(config: Any, inputs: Any, workspace: Any) -> list[Metric]:
 STAGES = {
     "train": Stage("train", 1, TrainConfig, NoInputs, Checkpoint, (), train, seeded=True),
     "distill": Stage("distill", 1, TrainConfig, DistillInputs, Checkpoint, (), train, seeded=True),
+    "tagged": Stage("tagged", 1, TaggedConfig, NoInputs, Checkpoint, (), copy, earlier=find),
     "benchmark": Stage("benchmark", 1, NoConfig, ReportInputs, Report, (), measure, measured=True),
 }
 CATALOGUE = Catalogue(
@@ -116,17 +135,10 @@ tune:
 """
 
 
-def read_plan(path: Path, *overrides: str) -> Plan:
-    """What `compress tune` makes of a recipe."""
-    recipe = load_recipe(path, overrides, CATALOGUE)
-    assert recipe.tune is not None
-    return Plan(recipe, recipe.tune, read_knobs(recipe, recipe.tune, overrides, CATALOGUE), tuple(overrides))
-
-
 def main() -> None:
     recipe, store, storage, seconds = Path(sys.argv[1]), Store(Path(sys.argv[2])), sys.argv[3], float(sys.argv[4])
     HOOK.append(lambda config, workspace: time.sleep(seconds if workspace.step == "student" else 0))
-    plan = read_plan(recipe)
+    plan = read_plan(recipe, [], CATALOGUE)
     place = open_place(storage or None, store, "toy")
     study = open_study(plan, place, "toy", identity(plan, store, CATALOGUE))
     print("ready", flush=True)
