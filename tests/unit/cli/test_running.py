@@ -107,15 +107,16 @@ def test_run_document(ran: Path, cli: Cli) -> None:
 
 
 def test_a_profile_is_left_beside_the_run_and_changes_nothing(ran: Path, cli: Cli) -> None:
-    plain = document(cli("run", "tiny.yaml", "--json", "--until", "float", cwd=ran))
-    done = cli("run", "tiny.yaml", "--json", "--until", "float", "--profile", "--force", "teacher", cwd=ran)
+    command = ("run", "tiny.yaml", "--until", "float", "--set", "steps.teacher.batch_size=32")  # enough steps
+    plain = document(cli(*command, "--json", cwd=ran))
+    done = cli(*command, "--json", "--profile", "--force", "teacher", cwd=ran)
     found = document(done)
     assert [step["status"] for step in found["steps"]] == ["run", "hit"], done.stderr
     assert [(s["key"], s["digest"]) for s in found["steps"]] == [(s["key"], s["digest"]) for s in plain["steps"]]
     assert Path(found["traces"]) == ran / "artifacts" / "traces" / found["run"]
     names = sorted(path.name.split(".")[0] for path in Path(found["traces"], "teacher").iterdir())
     assert names == ["events", "operators", "profile"]
-    again = cli("run", "tiny.yaml", "--until", "float", "--profile", "--force", "teacher", cwd=ran)
+    again = cli(*command, "--profile", "--force", "teacher", cwd=ran)
     folder = f"artifacts/traces/{again.stdout.splitlines()[-1].partition(':')[0]}"
     assert again.stdout.splitlines()[-4:-2] == [
         f"training, epoch by epoch: tensorboard --logdir {folder}",
