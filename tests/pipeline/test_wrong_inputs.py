@@ -34,6 +34,13 @@ steps:
 
 Recipe = tuple[str, list[str], int, str]  # text, further arguments, exit code, what the message holds
 
+
+def distilled(how: str) -> str:
+    return (
+        HEAD + f"  student: {{stage: distill, teacher: teacher, model: {{name: mlp, widths: [4]}}, epochs: 1, {how}}}\n"
+    )
+
+
 # Refused when the recipe is read, before anything is computed.
 RECIPES: dict[str, Recipe] = {
     "unknown key": (HEAD.replace("epochs", "epoch"), [], 2, r"unknown key 'epoch'; nearest: 'epochs'"),
@@ -68,6 +75,19 @@ steps:
         [],
         2,
         r"a cycle: (one <- two <- one|two <- one <- two)",
+    ),
+    "unknown loss": (distilled("losses: [{loss: dk}]"), [], 2, r"losses\.0\.loss: unknown loss 'dk'; nearest: 'dkd'"),
+    "losses that weigh nothing": (
+        distilled("losses: [{loss: kd, weight: 0}]"),
+        [],
+        2,
+        r"weights of all losses are zero",
+    ),
+    "losses and a temperature": (
+        distilled("losses: [{loss: kd}], temperature: 2"),
+        [],
+        2,
+        r"`temperature` is of plain distillation: name it in each of the `losses` that take one",
     ),
     "override without a value": (HEAD, ["--set", "seed"], 2, r"--set seed: expected PATH=VALUE"),
     "override of nothing": (HEAD, ["--set", "steps.tutor.epochs=2"], 2, r"the recipe has no step 'tutor'"),
@@ -174,6 +194,21 @@ steps:
     weights: {example / "teacher.safetensors"}
 """
     assert_refused(wrong(text), 5, r"made for 4 classes, the data has 10")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ('"7": "1"', r"The student has no module '7'; nearest: "),
+        ('"1": "8"', r"The teacher has no module '8'; nearest: "),
+        ('"*": "[12]"', r"means 4 modules of the student .* 2 of the teacher"),
+    ],
+)
+def test_layers_that_are_not_there(taps, message, wrong, assert_refused):
+    text = distilled(f"losses: [{{loss: hints, taps: {{{taps}}}}}]")
+
+    assert_refused(wrong(text), 2, rf"(?s){message}.*step '?student")
 
 
 @pytest.mark.slow
