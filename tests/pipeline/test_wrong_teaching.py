@@ -45,27 +45,11 @@ CASES = {
         2,
         r"(?s)there is no tag 'main'.*step teacher.*compress tag main RUN",
     ),
-    "unknown loss": (
-        TEACHER + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: similarty}}]}}\n",
-        2,
-        r"'similarty'.*nearest: 'similarity'",
-    ),
-    "unknown layer": (
-        TEACHER
-        + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: hints, taps: {{'7': '1'}}}}]}}\n",
-        2,
-        r"(?s)The student has no module '7'; nearest: .*step student",
-    ),
     "layers that no adapter fits": (
         "  teacher: {stage: train, model: {name: resnet, widths: [8]}, epochs: 1}\n"
         f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: hints, taps: {{'1': features}}}}]}}\n",
         2,
         r"(?s)1: features.*step student",
-    ),
-    "weights that sum to zero": (
-        TEACHER + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: kd, weight: 0}}]}}\n",
-        2,
-        r"the weights of all losses are zero: nothing would be learned",
     ),
     "infinite weight": (
         TEACHER + f"  student: {{stage: distill, teacher: teacher, {MLP}, losses: [{{loss: kd, weight: .inf}}]}}\n",
