@@ -88,7 +88,13 @@ def start_and_stop(folder: Path, number: int, after: int) -> int:
     """Two workers; a signal to all of them once so many trials are done. Returns the exit code."""
     command = [sys.executable, "-m", "compress", "tune", "tiny.yaml", "--workers", "2", "--store", "store"]
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     limit = time.monotonic() + 300
     while process.poll() is None and done_trials(folder / "store" / "tune" / "tiny.journal") < after:

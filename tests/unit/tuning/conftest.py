@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,7 +73,14 @@ class Studio:
         """A worker in a process of its own, which has opened the study and begins at once, or waits for a line."""
         command = [sys.executable, str(PROGRAM), str(self.path), str(self.store.root), self.storage or "", str(seconds)]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
         assert process.stdin is not None
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
