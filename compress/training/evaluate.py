@@ -34,7 +34,8 @@ def predict_logits(
     if not len(split):
         raise DataError(f"the {split.name} split is empty, expected at least one image")
     target = torch.device(device) if device else _device_of(module)
-    module.to(target)
+    if target != _device_of(module):  # even where nothing moves, asking every tensor takes milliseconds
+        module.to(target)
     module.eval()
     with torch.no_grad():
         parts = [
