@@ -98,13 +98,14 @@ def _read_recipe(path: Path, overrides: Sequence[str], catalogue: Catalogue) -> 
     steps = read_steps(tree, catalogue.stages, TOP_LEVEL)
     data = _data(tree, catalogue, steps)
     gates = validate(catalogue.gates, tree.mapping.get("gates") or {}, ("gates",), tree)
-    if fully_wired(tree, steps):
+    wired = fully_wired(tree, steps)
+    if wired:
         _check_steps(tree, steps)
-    if gates is not None and fully_wired(tree, steps):
+    if gates is not None and wired:
         for key, wrong in catalogue.check_gates(gates, steps):
             place = ("gates", key) if key else ("gates",)
             tree.problems.append(f"{tree.origin(place)}: {dotted(place)}: {wrong}")
-    tune = _tune(tree, steps)
+    tune = _tune(tree, steps, wired)
     if tree.problems or gates is None:
         return None, tree
     return Recipe(name, seed, data, tuple(steps), gates, tune, tree.mapping, path, path.parent.resolve()), tree
@@ -168,11 +169,11 @@ def _check_steps(tree: Tree, steps: Sequence[Step]) -> None:
             tree.problems.append(f"{tree.origin(place)}: {dotted(place)}: {wrong}")
 
 
-def _tune(tree: Tree, steps: Sequence[Step]) -> TuneConfig | None:
+def _tune(tree: Tree, steps: Sequence[Step], wired: bool) -> TuneConfig | None:
     if tree.mapping.get("tune") is None:
         return None
     tune = validate(TuneConfig, tree.mapping["tune"], ("tune",), tree)
-    if tune is not None and fully_wired(tree, steps):
+    if tune is not None and wired:
         for place, wrong in unmeasurable(tune, steps):
             tree.problems.append(f"{tree.origin(place)}: {dotted(place)}: {wrong}")
     return tune

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +55,16 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def refuse(cli, folder, assert_refused):
-    """Runs a command that must be refused, with nothing on standard output and no new file."""
+def refusal(cli, folder):
+    """Runs a command that must be refused, with nothing on standard output and no new file; returns what it says."""
 
-    def run(command, code, message, *arguments):
+    def run(command, *arguments):
         before = sorted(folder.rglob("*"))
         done = cli(*COMMANDS[command], *arguments, cwd=folder)
-        assert_refused(done, code, rf"(?s){message}")
-        assert done.stdout == ""
+        assert (done.returncode, done.stdout) == (5, ""), done.stderr
+        assert "Traceback" not in done.stderr
         assert sorted(folder.rglob("*")) == before, "something was left behind"
+        return done.stderr
 
     return run
 
@@ -73,28 +75,34 @@ def refuse(cli, folder, assert_refused):
 @pytest.mark.parametrize(
     ("operator", "inputs"), [("Log", ["b"]), ("Reciprocal", ["b"]), ("Div", ["b", "b"])], ids=["-inf", "inf", "nan"]
 )
-def test_an_activation_that_is_not_finite(folder, refuse, operator, inputs):
+def test_an_activation_that_is_not_finite(folder, refusal, operator, inputs):
     onnx.save(network(helper.make_node(operator, inputs, ["c"])), folder / MODEL)
-    refuse("quantize", 5, r"Activation c is NaN or infinite.*where: model/net\.onnx, calibration samples 32 to 47\n")
+    assert re.search(
+        r"Activation c is NaN or infinite.*where: model/net\.onnx, calibration samples 32 to 47\n",
+        refusal("quantize"),
+        re.DOTALL,
+    )
 
 
-def test_an_output_that_is_not_finite(folder, refuse):
+def test_an_output_that_is_not_finite(folder, refusal):
     """Behind the last layer nothing is calibrated; the comparison of both files finds it."""
     model = network()
     model.graph.node[-1].output[0] = "d"
     model.graph.node.append(helper.make_node("Log", ["d"], ["scores"], name="last"))
     onnx.save(model, folder / MODEL)
     said = r"Output scores of the float model is NaN or infinite.*where: model/net\.onnx, calibration samples 0 to 63\n"
-    refuse("quantize", 5, said)
+    assert re.search(said, refusal("quantize"), re.DOTALL)
 
 
-def test_an_integer_that_is_divided_by_zero(folder, refuse):
+def test_an_integer_that_is_divided_by_zero(folder, refusal):
     to_integer = helper.make_node("Cast", ["b"], ["i"], to=TensorProto.INT32)
     divided = helper.make_node("Div", ["i", "i"], ["j"])
     onnx.save(
         network(to_integer, divided, helper.make_node("Cast", ["j"], ["c"], to=TensorProto.FLOAT)), folder / MODEL
     )
-    refuse("quantize", 5, r"cannot run the float graph: .*division by zero.*where: model/net\.onnx\n")
+    assert re.search(
+        r"cannot run the float graph: .*division by zero.*where: model/net\.onnx\n", refusal("quantize"), re.DOTALL
+    )
 
 
 # --- external data
@@ -128,14 +136,17 @@ def external(request, folder):
 
 @pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("external", EXTERNAL, indirect=True)
-def test_external_data_that_is_no_plain_file_beside_the_model(refuse, external, command):
-    refuse(command, 5, rf"{external}.*where: model/net\.onnx\n.*weights inside")
+def test_external_data_that_is_no_plain_file_beside_the_model(refusal, external, command):
+    said = rf"{external}.*where: model/net\.onnx\n.*weights inside"
+    assert re.search(said, refusal(command), re.DOTALL)
 
 
 # ONNX Runtime follows a link that stays in the folder, and `bench` writes nothing that could carry its target away.
 @pytest.mark.parametrize("external", [case for case in EXTERNAL if case != "link inside"], indirect=True)
-def test_external_data_that_onnxruntime_refuses(refuse, external):
-    refuse("bench", 5, r"refuses the model: .*External data path.*where: net\.onnx\n.*`compress lint`")
+def test_external_data_that_onnxruntime_refuses(refusal, external):
+    assert re.search(
+        r"refuses the model: .*External data path.*where: net\.onnx\n.*`compress lint`", refusal("bench"), re.DOTALL
+    )
 
 
 # --- bytes
@@ -155,21 +166,24 @@ def damaged(request, folder):
 
 
 @pytest.mark.parametrize("command", READERS)
-def test_a_damaged_file(refuse, damaged, command):
-    refuse(command, 5, rf"{damaged}.*where: model/net\.onnx\n")
+def test_a_damaged_file(refusal, damaged, command):
+    said = rf"{damaged}.*where: model/net\.onnx\n"
+    assert re.search(said, refusal(command), re.DOTALL)
 
 
-def test_a_damaged_file_that_onnxruntime_refuses(refuse, damaged):
-    refuse("bench", 5, r"refuses the model: .*where: net\.onnx\n.*`compress lint`")
+def test_a_damaged_file_that_onnxruntime_refuses(refusal, damaged):
+    said = r"refuses the model: .*where: net\.onnx\n.*`compress lint`"
+    assert re.search(said, refusal("bench"), re.DOTALL)
 
 
 @pytest.mark.parametrize("command", READERS)
-def test_a_file_above_the_limit(folder, refuse, command):
+def test_a_file_above_the_limit(folder, refusal, command):
     model = network()
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(2**18, np.float32), "large"))
     onnx.save(model, folder / MODEL)
     size = (folder / MODEL).stat().st_size
-    refuse(command, 5, rf"has {size} bytes; expected 1 to 1048576\.\n.*where: model/net\.onnx\n", "--max-mib", "1")
+    said = rf"has {size} bytes; expected 1 to 1048576\.\n.*where: model/net\.onnx\n"
+    assert re.search(said, refusal(command, "--max-mib", "1"), re.DOTALL)
 
 
 # --- operators
@@ -183,9 +197,14 @@ def custom(folder):
     onnx.save(model, folder / MODEL)
 
 
-def test_a_custom_operator(custom, refuse):
-    refuse("quantize", 5, r"custom-operator at c: acme::Swish is a custom operator\.\n.*where: model/net\.onnx\n")
-    refuse("bench", 5, r"refuses the model: .*acme.*Swish.*where: net\.onnx\n")
+def test_a_custom_operator(custom, refusal):
+    assert re.search(
+        r"custom-operator at c: acme::Swish is a custom operator\.\n.*where: model/net\.onnx\n",
+        refusal("quantize"),
+        re.DOTALL,
+    )
+    said = r"refuses the model: .*acme.*Swish.*where: net\.onnx\n"
+    assert re.search(said, refusal("bench"), re.DOTALL)
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
