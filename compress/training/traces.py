@@ -126,4 +126,4 @@ def profiled(folder: Path, device: str) -> Iterator[Callable[[], None]]:
 
 @cache
 def _say_missing() -> None:
-    log.info("no event files for TensorBoard are written: %s is missing; pip install %s", WRITER, WRITER)
+    log.info("optional: with %s installed, training leaves event files for TensorBoard; pip install %s", WRITER, WRITER)

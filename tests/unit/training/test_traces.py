@@ -116,7 +116,8 @@ def test_without_the_library_nothing_is_written_and_that_is_said_once(
                 write(RECORD)
     assert list(tmp_path.iterdir()) == []
     (message,) = caplog.messages
-    assert message.endswith("tensorboardX is missing; pip install tensorboardX")
+    assert message.startswith("optional: with tensorboardX installed, training leaves event files")
+    assert message.endswith("pip install tensorboardX")
 
 
 def test_a_profile_holds_five_steps_and_changes_neither_weights_nor_history(
